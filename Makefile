@@ -1,0 +1,47 @@
+# `make demo` and `make test` work on a fresh clone: Python 3.11, git and make are enough.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export OMP_NUM_THREADS := 1
+
+.PHONY: help setup demo test check bench lock clean
+help:            ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "fedrisk needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)   ## train privately across five synthetic agencies and show what it costs
+	@$(BIN)/fedrisk run experiment=demo
+
+test: $(STAMP)   ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, strict types, then the tests: import rules among them, warnings are errors
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## side-by-side benchmarks; JSON under outputs/bench
+	@$(BIN)/python -m experiments.benchmarks
+
+lock: $(STAMP)   ## regenerate constraints.txt from the newest releases that pyproject.toml admits
+	@$(PYTHON) -m venv --clear .lock
+	@.lock/bin/pip install --quiet torch==2.13.0 && .lock/bin/pip install --quiet '.[dev]'
+	@{ echo "# Made by make lock: the newest releases that pyproject.toml admits."; \
+	   .lock/bin/pip freeze --exclude fedrisk | sed 's/+cpu$$//'; } > constraints.txt
+	@rm -rf .lock build *.egg-info
+
+clean:           ## remove what make made (not your outputs)
+	@rm -rf $(VENV) build *.egg-info

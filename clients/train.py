@@ -1,0 +1,380 @@
+"""DP-SGD at an agency: each person's gradient is clipped, summed, noised, and only then used.
+
+Abadi et al., Deep Learning with Differential Privacy, CCS 2016 (arXiv:1607.00133), Algorithm 1:
+
+    B ~ Poisson(q);  s = sum_{i in B} g_i min(1, C / |g_i|);  u = (s + sigma C N(0, I)) / L
+    w <- w - lr (u + mu (w - w_0) + decay w)
+
+g_i is the gradient of one person's loss: the sum over their present rows of the logistic loss. L is
+the *expected* batch, q x a declared public size, so neither the number drawn nor the true number of
+people scales anything that leaves. FedProx and weight decay see no record, so they come after the noise.
+
+The sum s comes from book-keeping where the model is a stack of Linear and ReLU: for a linear layer
+with input a and output gradient g, |g_i|^2 = |a|^2 |g|^2 (Goodfellow, arXiv:1510.01799), so a person's
+gradient is never written out (Bu et al., arXiv:2210.00038). Any other model goes through Opacus' hooks.
+Opacus' optimizer takes s, adds the noise, divides and steps.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
+from torch.nn.functional import linear
+
+from federation.privacy import Release
+from federation.protocol import LocalPlan, PrivacyPlan
+from models.risk import Stack
+
+Noise = Callable[[int, float], Tensor]  # (n, std) -> n Gaussian draws, flat float32
+ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat
+Values = np.ndarray | Tensor
+
+# float32 rounds what one person adds by less than this part of the size of their rows' gradients;
+# people are clipped that much inside C, so that nobody adds more than C. (Adding up a batch rounds
+# by about 1e-7 of the sum, far below the noise; that is not counted.)
+ROUNDING = 2e-6
+
+
+def dp_fit(
+    module: nn.Module,
+    x: Values,
+    y: Values,
+    present: Values | None,
+    *,
+    privacy: PrivacyPlan,
+    local: LocalPlan,
+    expected_batch: float,
+    free: Mapping[str, Tensor] | None = None,
+    sampling: np.random.Generator,
+    noise: Noise,
+) -> dict[str, np.ndarray]:
+    """Take `local.steps` steps of DP-SGD from the module's weights; leave it at the new ones.
+
+    x (n, d) or (n, k, d) has one entry per person, k rows each; y (n,) or (n, k) in [0, 1]; present
+    (n, k), 0 where a person has no such row, None without a row axis. `expected_batch` is
+    q x the declared public number of people. `free` masks parameters by name: an entry of 0 is not
+    held here, gets no noise and no decay, and its change is exactly 0.0.
+
+    Returns the change of each parameter, float32. With mechanism `none` the noise is exactly zero and
+    the rest the same; `max_grad_norm` may then be inf, which clips nothing. An empty batch is a step.
+    Raises ValueError for shapes that do not fit and when the weights are no longer finite.
+    """
+    x, y, present = _resident(x, y, present)
+    _check_logits(module, x)
+    start = _flatten({name: p.detach() for name, p in module.named_parameters()})
+    weights = nn.Parameter(start.clone())
+    clipped_sum = _summer(module, weights.data, privacy.max_grad_norm)
+    optimizer = _Optimizer(weights, noise, privacy, local.learning_rate, expected_batch)
+    optimizer.attach_step_hook(_after_noise(weights, start, local, _flat_mask(module, free)))
+    for size in sampling.binomial(len(x), privacy.sample_rate, size=local.steps):
+        batch = torch.from_numpy(sampling.choice(len(x), size, replace=False, shuffle=False))
+        rows = None if present is None else present.index_select(0, batch)
+        weights.grad = clipped_sum(x.index_select(0, batch), y.index_select(0, batch), rows)
+        optimizer.step()
+    return _finish(module, start, weights.data)
+
+
+def train_release(privacy: PrivacyPlan, local: LocalPlan) -> Release:
+    """What one call of `dp_fit` costs a person of the train part."""
+    return Release(
+        kind="train",
+        part="train",
+        noise_multiplier=privacy.noise_multiplier,
+        sample_rate=privacy.sample_rate,
+        steps=local.steps,
+    )
+
+
+def clipped_sum(
+    module: nn.Module, x: Values, y: Values, present: Values | None, max_grad_norm: float
+) -> dict[str, Tensor]:
+    """s, the sum of the clipped gradients of everyone in x, by parameter: what the noise must hide.
+
+    Sensitivity: with one person more it moves by at most `max_grad_norm` in L2.
+    """
+    x, y, present = _resident(x, y, present)
+    _check_logits(module, x)
+    weights = _flatten({name: p.detach() for name, p in module.named_parameters()})
+    return _unflatten(module, _summer(module, weights, max_grad_norm)(x, y, present))
+
+
+# --- sources of randomness ----------------------------------------------------------------------------
+
+
+def simulated_noise(seed: int) -> Noise:
+    """Noise that `seed` repeats, for simulations only: PyTorch's generator keeps 32 bits of a seed.
+
+    All bits of `seed` (any size, >= 0) enter, so streams that differ only high up differ.
+    """
+    folded = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(folded)
+    return lambda n, std: torch.empty(n).normal_(0.0, std, generator=generator)
+
+
+def simulated_sampling(seed: int) -> np.random.Generator:
+    """Batches that `seed` repeats, for simulations only."""
+    return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(seed)))
+
+
+def os_noise() -> Noise:
+    """Noise from the operating system's generator, for deployments.
+
+    Box-Muller in float64 on 53-bit uniforms; no seed exists and nothing can be repeated. Rounded to
+    float32, so not proof against attacks on floating-point noise (Mironov, CCS 2012).
+    """
+
+    def draw(n: int, std: float) -> Tensor:
+        bits = np.frombuffer(os.urandom(16 * ((n + 1) // 2)), dtype=np.uint64).reshape(2, -1)
+        uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53  # in (0, 1): the log is finite
+        radius = std * np.sqrt(-2.0 * np.log(uniform[0]))
+        angle = 2.0 * np.pi * uniform[1]
+        both = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))
+        return torch.from_numpy(both[:n].astype(np.float32))
+
+    return draw
+
+
+def os_sampling() -> np.random.Generator:
+    """Batches for deployments: a generator with 256 fresh bits from the operating system.
+
+    PCG64 is not a cipher, but a batch is never shown to anyone, only its noised sum: make a new one
+    for each call of `dp_fit`.
+    """
+    return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(os.urandom(32))))
+
+
+# --- the optimizer ------------------------------------------------------------------------------------
+
+
+@final
+class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus' optimizer over one flat parameter, with noise from the source that it is given.
+
+    Two methods differ from Opacus: `add_noise`, because Opacus can only draw from a torch.Generator,
+    which the operating system cannot feed; and `accumulate`, which need not copy: a step is one batch.
+    """
+
+    def __init__(
+        self, weights: nn.Parameter, noise: Noise, privacy: PrivacyPlan, lr: float, expected_batch: float
+    ) -> None:
+        if not 0 < expected_batch < math.inf:
+            raise ValueError(f"expected_batch must be above 0 and finite, got {expected_batch}")
+        super().__init__(
+            torch.optim.SGD([weights], lr=lr, foreach=False),
+            noise_multiplier=privacy.noise_multiplier if privacy.mechanism == "gaussian" else 0.0,
+            max_grad_norm=privacy.max_grad_norm,
+            expected_batch_size=expected_batch,
+        )
+        self.noise = noise
+
+    def accumulate(self) -> None:
+        for p in self.params:
+            p.summed_grad = p.grad
+
+    def add_noise(self) -> None:
+        for p in self.params:
+            p.grad = p.summed_grad
+            if self.noise_multiplier > 0:  # without privacy the norm may be inf, and 0 x inf is not 0
+                p.grad = p.summed_grad + self.noise(p.numel(), self.noise_multiplier * self.max_grad_norm)
+
+
+def _after_noise(
+    weights: nn.Parameter, start: Tensor, local: LocalPlan, mask: Tensor | None
+) -> Callable[[Any], None]:
+    """What is added to the noised mean: FedProx and decay; then entries that are not held here stop."""
+
+    def add(_: object) -> None:
+        gradient: Any = weights.grad  # the noised mean
+        if local.proximal_mu:
+            gradient.add_(weights.data - start, alpha=local.proximal_mu)
+        if local.weight_decay:
+            gradient.add_(weights.data, alpha=local.weight_decay)
+        if mask is not None:
+            gradient.mul_(mask)
+
+    return add
+
+
+# --- the clipped sum ----------------------------------------------------------------------------------
+
+
+def _summer(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
+    """The clipped sum as a function of a batch, at whatever `weights` (flat) holds when it is called."""
+    layers = _linear_layers(module)
+    if layers is None:
+        return _hooks(module, weights, max_grad_norm)
+    at = _unflatten(module, weights)
+    return _book_keeping([(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers], max_grad_norm)
+
+
+def _linear_layers(module: nn.Module) -> list[str] | None:
+    """Names of the linear layers of a `Stack` of Linear, ReLU, ..., Linear(., 1); None for another module."""
+    if not isinstance(module, Stack):
+        return None
+    layers = list(module.layers)
+    by_turns = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(layers))]
+    twice = len(set(layers[::2])) < len(layers[::2])  # a layer used twice has gradients that add up
+    if [type(layer) for layer in layers] != by_turns or len(layers) % 2 == 0 or twice:
+        return None
+    return [f"layers.{i}" for i in range(0, len(layers), 2)]
+
+
+def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> ClippedSum:
+    """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output."""
+
+    @torch.no_grad()
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
+        inputs = [x]
+        for weight, bias in layers[:-1]:
+            inputs.append(linear(inputs[-1], weight, bias).relu_())
+        error = torch.sigmoid(linear(inputs[-1], *layers[-1])).squeeze(-1) - y  # d loss / d logit
+        outputs = [(error if present is None else error * present).unsqueeze(-1)]
+        for (weight, _), a in zip(layers[:0:-1], inputs[:0:-1], strict=True):
+            outputs.append((outputs[-1] @ weight).mul_(a > 0))
+        kept = [
+            (a, g, bias is not None) for a, g, (_, bias) in zip(inputs, outputs[::-1], layers, strict=True)
+        ]
+        if max_grad_norm < math.inf:
+            factor = _clip_factors(_squared_norms(kept), max_grad_norm).view(-1, *[1] * (x.ndim - 1))
+            kept = [(a, g.mul_(factor), has_bias) for a, g, has_bias in kept]
+        return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
+
+    return clipped_sum
+
+
+def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]]) -> Tensor:
+    """The squared norm of each person's gradient, (B,). A bias is an input of 1.
+
+    With several rows it is |sum_r g_r a_r^T|^2 = sum_rs (a_r . a_s)(g_r . g_s), in float64 because rows
+    may cancel; and float32 rounds each row's gradient, so the norm is raised by `ROUNDING` x their sizes.
+    """
+    if kept[0][0].ndim == 2:
+        return _total(
+            vector_norm(a, dim=1).square_().add_(has_bias).mul_(vector_norm(g, dim=1).square_())
+            for a, g, has_bias in kept
+        )
+    wide = [(a.double(), g.double(), has_bias) for a, g, has_bias in kept]
+    gram = _total((a @ a.mT + has_bias) * (g @ g.mT) for a, g, has_bias in wide)  # (B, k, k)
+    rows = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
+    return (gram.sum((1, 2)).clamp(min=0).sqrt() + ROUNDING * rows).square()
+
+
+def _total(tensors: Iterable[Tensor]) -> Tensor:
+    """Their sum; there is at least one."""
+    first, *others = tensors
+    return sum(others, start=first)
+
+
+def _clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
+    """min(1, C / norm), (B,), a hair inside. A norm of 0 gives 1."""
+    return squared_norms.rsqrt().mul_(max_grad_norm * (1 - ROUNDING)).clamp_(max=1.0).float()
+
+
+def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
+    """sum over people and rows of g a^T, and of g for the bias, flat."""
+    a, g = a.reshape(-1, a.shape[-1]), g.reshape(-1, g.shape[-1])
+    return [(g.t() @ a).flatten(), g.sum(0)] if has_bias else [(g.t() @ a).flatten()]
+
+
+def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
+    """Opacus' hooks: each person's gradient written out, (B, ...) for each parameter. Any architecture.
+
+    Works on a copy of the module whose parameters are views of `weights`.
+    """
+    twin = copy.deepcopy(module).train()
+    for name, view in _unflatten(twin, weights).items():
+        twin.get_parameter(name).data = view
+    hooked = GradSampleModule(twin, loss_reduction="sum")  # strict: refuses BatchNorm, which mixes people
+    parameters: list[Any] = list(twin.parameters())  # Any: Opacus adds grad_sample to them
+
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
+        if len(x) == 0:
+            return torch.zeros_like(weights)
+        x = x.detach().requires_grad_()  # PyTorch warns of a backward hook whose input needs no gradient
+        losses = logistic_loss(hooked(x), y, reduction="none")
+        torch.autograd.backward((losses if present is None else losses * present).sum())
+        samples = [p.grad_sample.flatten(1) for p in parameters]
+        hooked.zero_grad()  # drops grad_sample too
+        factor = _clip_factors(_total(sample.square().sum(1) for sample in samples), max_grad_norm)
+        return torch.cat([factor @ sample for sample in samples])
+
+    return clipped_sum
+
+
+# --- shapes -------------------------------------------------------------------------------------------
+
+
+def _resident(x: Values, y: Values, present: Values | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Everything as float32 tensors whose shapes fit; ValueError says which rule was broken."""
+    features, target = _tensor(x), _tensor(y)
+    rows = None if present is None else _tensor(present)
+    if features.ndim not in (2, 3):
+        raise ValueError(f"x must have 2 axes (n, d) or 3 axes (n, k, d), got {features.ndim}")
+    if target.shape != features.shape[:-1]:
+        raise ValueError(
+            "y must be (n,) where x is (n, d) and (n, k) where x is (n, k, d), of the same n and k"
+        )
+    if (rows is None) != (features.ndim == 2) or (rows is not None and rows.shape != target.shape):
+        raise ValueError("present must be None where x is (n, d) and (n, k) where x is (n, k, d)")
+    return features, target, rows
+
+
+def _tensor(values: Values) -> Tensor:
+    """As float32, without a copy where the values already are."""
+    if isinstance(values, Tensor):
+        return values.detach().to(torch.float32)
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+
+
+def _check_logits(module: nn.Module, x: Tensor) -> None:
+    """Refuse logits like (n, 1): against y of shape (n,) they would broadcast to (n, n), unclipped."""
+    probe = torch.zeros(2, *x.shape[1:])
+    with torch.no_grad():
+        logits = module(probe)
+    if logits.shape != probe.shape[:-1]:
+        raise ValueError(
+            f"the model must return one logit per row: for x of shape {tuple(probe.shape)} the shape "
+            f"{tuple(probe.shape[:-1])}, got {tuple(logits.shape)}"
+        )
+
+
+def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All tensors as one vector, a copy."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def _unflatten(module: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    """The module's parameters by name as views of `vector`."""
+    named = dict(module.named_parameters())
+    parts = torch.split(vector, [p.numel() for p in named.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(named.items(), parts, strict=True)}
+
+
+def _flat_mask(module: nn.Module, free: Mapping[str, Tensor] | None) -> Tensor | None:
+    """The 0/1 masks of all parameters as one vector; a parameter without a mask is free."""
+    if not free:
+        return None
+    named = dict(module.named_parameters())
+    for name, mask in free.items():
+        if name not in named or mask.shape != named[name].shape or not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(f"free[{name!r}] must be 0s and 1s in the shape of a parameter of the model")
+    return _flatten({name: free.get(name, torch.ones_like(p)).to(p.dtype) for name, p in named.items()})
+
+
+def _finish(module: nn.Module, start: Tensor, weights: Tensor) -> dict[str, np.ndarray]:
+    """Leave the module at `weights` and return the change."""
+    if not torch.isfinite(weights).all():
+        raise ValueError("training diverged, the weights are no longer finite: lower local.learning_rate")
+    with torch.no_grad():
+        for name, value in _unflatten(module, weights).items():
+            module.get_parameter(name).copy_(value)
+    return {name: change.numpy() for name, change in _unflatten(module, weights - start).items()}

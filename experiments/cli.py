@@ -1,0 +1,108 @@
+"""`fedrisk`: the data scientist's command. Bad input is one clear sentence and exit code 1."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the last line.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train one private, federated risk model across agencies, and compare what it costs.",
+)
+
+
+@app.command(context_settings=PASS_ON)
+def run(context: typer.Context, quiet: Quiet = False) -> None:
+    """Run an experiment: fedrisk run experiment=heart privacy.epsilon=1 (see: fedrisk run --help)."""
+    from experiments.run import run_with_hydra
+
+    guarded(lambda: run_with_hydra(context.args, quiet=quiet))
+
+
+@app.command()
+def resume(
+    run_id: Annotated[str, typer.Argument(help="The run's name: a folder under outputs/.")],
+    output: Annotated[str, typer.Option(help="Where runs are kept.")] = "outputs",
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was stopped, from its last whole round, to the same weights.
+
+    Example: fedrisk resume demo-20260101-120000-1a2b
+    """
+    from pathlib import Path
+
+    from experiments.run import resume_run
+
+    guarded(lambda: resume_run(Path(output) / run_id, quiet=quiet))
+
+
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def compare(context: typer.Context, quiet: Quiet = False) -> None:
+    """Compare pooled, federated, private at several ε, each agency alone, and scikit-learn, over seeds.
+
+    Example: fedrisk compare experiment=compas compare.seeds=5 'compare.epsilons=[1,3]'
+    """
+    from experiments.compare import compare_from
+
+    guarded(lambda: compare_from(context.args, quiet=quiet))
+
+
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def submit(
+    context: typer.Context,
+    superlink: Annotated[str, typer.Argument(help="A connection in ~/.flwr/config.toml.")],
+) -> None:
+    """Hand a run to a Flower SuperLink: fedrisk submit my-superlink experiment=own data.agencies=agencies.yaml
+
+    The agencies' nodes read their own tables; only their names, kinds and public sizes are sent.
+    """
+    from experiments.run import submit_run
+
+    guarded(lambda: submit_run(superlink, context.args))
+
+
+@app.command()
+def check(
+    agencies: Annotated[str, typer.Argument(help="Your agencies.yaml.")],
+    min_people: Annotated[int, typer.Option(help="Fewest people that an agency may have.")] = 50,
+) -> None:
+    """Check a contract and every agency's table, before any run: fedrisk check path/to/agencies.yaml"""
+    from pathlib import Path
+
+    from experiments.run import check_agencies
+
+    guarded(lambda: check_agencies(Path(agencies), min_people))
+
+
+def guarded(act: object) -> None:
+    """Run `act`; a known problem is printed as its sentence, with exit code 1."""
+    from experiments.run import PROBLEMS
+
+    try:
+        act()  # type: ignore[operator]
+    except PROBLEMS as error:
+        stop(str(error))
+
+
+def stop(sentence: str) -> NoReturn:
+    """Print `sentence` to stderr and leave with exit code 1."""
+    print(f"fedrisk: {sentence}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def main() -> None:
+    """The console entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Where the apps run: in this process, under Flower's Ray simulation, or on a Flower SuperLink.
+
+The same ServerApp and ClientApp run everywhere; an engine only says how they find each other. The local
+engine is a Flower `Grid` that hands each message to the ClientApp in this process and thread.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from experiments.datasets import Agency
+from federation.experiment import Experiment, SettingsError
+from federation.server.app import Job, make_app, run_job
+
+FLOWER_ENV = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+class LocalGrid(Grid):
+    """Runs the ClientApp for each message at `push_messages`; replies wait for `pull_messages`.
+
+    `node_configs[i]` is the node config of node id i + 1.
+    """
+
+    def __init__(self, app: ClientApp, node_configs: Sequence[Mapping[str, Any]]) -> None:
+        self._app = app
+        self._contexts = {
+            number: Context(
+                run_id=1, node_id=number, node_config=dict(config), state=RecordDict(), run_config={}
+            )
+            for number, config in enumerate(node_configs, start=1)
+        }
+        self._replies: dict[str, Message] = {}
+        self._run = Run.create_empty(run_id=1)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        identifiers = []
+        for message in messages:
+            identifier = uuid.uuid4().hex
+            message.metadata.__dict__["_message_id"] = identifier
+            self._replies[identifier] = self._app(message, self._contexts[message.metadata.dst_node_id])
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run_local(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
+    """Run `job` in this process over the node folders `nodes`, one torch thread."""
+    import torch
+
+    from clients.app import make_app as make_client_app
+    from clients.app import node_from_config
+
+    torch.set_num_threads(1)
+    grid = LocalGrid(make_client_app(node_from_config), [{"node-dir": str(folder)} for folder in nodes])
+    return run_job(grid, job)
+
+
+def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
+    """Run `job` under Flower's own simulation engine, one worker process for each core."""
+    os.environ.update(FLOWER_ENV)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        from flwr.simulation import run_simulation
+    except ImportError:
+        raise SettingsError("engine=ray needs Ray: pip install 'fedrisk[ray]', or use engine=local") from None
+
+    run_simulation(
+        server_app=make_app(lambda _: job),
+        client_app=_ray_client_app([str(folder) for folder in nodes]),
+        num_supernodes=len(nodes),
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"logging_level": "error", "log_to_driver": False, "include_dashboard": False},
+        },
+    )
+    import json
+
+    result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
+    return result
+
+
+def _ray_client_app(folders: Sequence[str]) -> ClientApp:
+    from clients.app import make_app as make_client_app
+    from clients.node import open_node
+
+    return make_client_app(lambda context: open_node(Path(folders[int(context.node_config["partition-id"])])))
+
+
+def submit(superlink: str, experiment: Experiment, run_id: str) -> str:
+    """Hand the run to a SuperLink with Flower's own `flwr run`; returns Flower's answer (JSON text)."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "run.toml"
+        config.write_text(f'experiment = "{experiment.encode()}"\nrun-id = "{run_id}"\n')
+        done = subprocess.run(
+            ["flwr", "run", str(root), superlink, "--run-config", str(config), "--format", "json"],
+            env={**os.environ, **FLOWER_ENV},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise SettingsError(f"the SuperLink {superlink!r} did not take the run: {(done.stdout + done.stderr).strip()}")
+    return done.stdout
+
+
+def make_node_folders(
+    agencies: Sequence[Agency], contract: Mapping[str, Any], folder: Path, *, seed: int, min_people: int
+) -> list[Path]:
+    """One node folder for each agency of a simulation, as an agency's IT would lay it out.
+
+    The policy says that it is a simulation; the split key derives from `seed`, so runs repeat.
+    """
+    import tomli_w
+    import yaml
+
+    folders = []
+    for agency in agencies:
+        home = folder / agency.name
+        home.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "name": agency.name,
+            "table": str(agency.table.resolve()),
+            "contract": "contract.yaml",
+            "public_size": agency.public_size,
+        }
+        facts |= {} if agency.kind is None else {"kind": agency.kind}
+        policy = {
+            "simulation": True,
+            "purposes": [str(contract["purpose"])],
+            "models": ["logistic", "mlp", "residual"],
+            "min_people": min_people,
+        }
+        (home / "contract.yaml").write_text(yaml.safe_dump(dict(contract), sort_keys=False))
+        (home / "node.toml").write_text(tomli_w.dumps(facts))
+        (home / "policy.toml").write_text(tomli_w.dumps(policy))
+        (home / "split.key").write_bytes(hashlib.blake2b(f"{seed}|{agency.name}|split".encode()).digest()[:32])
+        folders.append(home)
+    return folders

@@ -1,0 +1,256 @@
+"""One experiment as a value: every setting typed and checked, with a canonical JSON and its SHA-256.
+
+`Settings` is what `conf/` may say. `Experiment` adds what is read once from files: the data contract
+and the agencies' public facts. Both are checked as a whole before any agency is asked; the same text
+is decoded and checked again by the server that runs it, so nothing can drift on the way.
+"""
+
+import base64
+import functools
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from federation.privacy import noise_for
+from federation.protocol import (
+    Agreed,
+    Fraction,
+    LocalPlan,
+    Participant,
+    PrivacyPlan,
+    Slug,
+    TrainPlan,
+    sentences,
+)
+from models.contract import Contract
+from models.risk import ModelSpec
+from models.scores import default_edges
+
+Model = TypeVar("Model", bound=Agreed)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot run: one sentence for each problem."""
+
+
+class Privacy(Agreed):
+    """What a run may spend: either a target ε or a noise multiplier.
+
+    `epsilon` is for one agency's training over all rounds; `evaluate_epsilon` for each of the tune and
+    test parts (None: the same). People of different parts are different people, so a person's loss is
+    the larger of the parts, not the sum.
+    """
+
+    mechanism: Literal["gaussian", "none"] = "gaussian"
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    evaluate_epsilon: Positive | None = None
+    delta: Probability = 1e-5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def one_target(self) -> Self:
+        if self.mechanism == "gaussian" and (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("needs exactly one of epsilon and noise_multiplier")
+        if self.mechanism == "gaussian" and self.epsilon is None and self.evaluate_epsilon is None:
+            raise ValueError("needs evaluate_epsilon where noise_multiplier takes the place of epsilon")
+        return self
+
+
+class Local(Agreed):
+    """One agency's work in one round: `steps` of SGD."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 1
+    learning_rate: Positive = 1.0
+    weight_decay: NotNegative = 0.0
+
+
+class Strategy(Agreed):
+    """Which of Flower's strategies combines the agencies' changes, and its settings."""
+
+    name: Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi"] = "fedavg"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Positive = 1e-3
+    proximal_mu: NotNegative = 0.0
+
+
+class Evaluation(Agreed):
+    """Score tables: `checkpoints` on tune along the way, one on test at the end."""
+
+    bins: Annotated[int, Field(ge=4, le=200)] = 20
+    cutoff: Probability = 0.5
+    checkpoints: Annotated[int, Field(ge=0, le=50)] = 4
+    minimum: Annotated[int, Field(ge=1)] = 10
+
+
+class Split(Agreed):
+    """Declared shares of people held out for tuning and for the final test."""
+
+    tune: Fraction = 0.2
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def leaves_some(self) -> Self:
+        if self.tune + self.test >= 1:
+            raise ValueError(f"tune + test must leave people to train on, got {self.tune} + {self.test}")
+        return self
+
+
+class Engine(Agreed):
+    """Where the apps run. `poll_seconds` is how often the server looks for replies."""
+
+    name: Literal["local", "ray", "superlink"] = "local"
+    poll_seconds: Positive = 0.1
+
+
+class Tracking(Agreed):
+    """Any MLflow tracking URI, or `none`."""
+
+    uri: str = "sqlite:///outputs/mlflow.db"
+
+
+class Settings(Agreed):
+    """Everything that `conf/` may say about a run, but for where the data comes from."""
+
+    name: Slug
+    purpose: Slug
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    min_agencies: Annotated[int, Field(ge=1)] = 1
+    join_timeout: Positive = 30.0
+    round_timeout: Positive = 600.0
+    void_rounds: Annotated[int, Field(ge=0)] = 3
+    reference: bool = False
+    output: str = "outputs"
+    model: ModelSpec
+    privacy: Privacy
+    local: Local = Local()
+    strategy: Strategy = Strategy()
+    evaluation: Evaluation = Evaluation()
+    split: Split = Split()
+    engine: Engine = Engine()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Self:
+        if self.evaluation.checkpoints > self.rounds:
+            raise ValueError(
+                f"evaluation.checkpoints must be at most rounds ({self.rounds}), got {self.evaluation.checkpoints}"
+            )
+        return self
+
+
+class Experiment(Agreed):
+    """A run, whole: settings, contract and agencies. `contract` is `Contract.to_dict()`."""
+
+    settings: Settings
+    contract: dict[str, Any]
+    participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def agencies_fit(self) -> Self:
+        contract = Contract.from_dict(self.contract)
+        names = [participant.name for participant in self.participants]
+        if len(set(names)) < len(names):
+            raise ValueError("two agencies have the same name")
+        if self.settings.min_agencies > len(names):
+            raise ValueError(
+                f"min_agencies must be at most the {len(names)} agencies listed, got {self.settings.min_agencies}"
+            )
+        for participant in self.participants:
+            if contract.kinds and participant.kind not in contract.kinds:
+                raise ValueError(
+                    f"agency {participant.name}: kind must be one of {', '.join(contract.kinds)}, "
+                    f"got {participant.kind!r}"
+                )
+        if not any(contract.holds_label(participant.kind) for participant in self.participants):
+            raise ValueError(f"no agency listed holds the label {contract.label.column!r}")
+        return self
+
+    @property
+    def data_contract(self) -> Contract:
+        """The contract as a value."""
+        return Contract.from_dict(self.contract)
+
+    @functools.cached_property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Rounds after which the weights are evaluated on tune: evenly spaced, the last one included."""
+        count, rounds = self.settings.evaluation.checkpoints, self.settings.rounds
+        return tuple(sorted({round(rounds * (i + 1) / count) for i in range(count)}))
+
+    def plan(self, run_id: str, *, simulation: bool) -> TrainPlan:
+        """The part of the experiment that agencies see, with σ found for the target ε.
+
+        In a simulation it carries the seed, in a deployment never.
+        """
+        settings = self.settings
+        edges = default_edges(settings.evaluation.bins, (settings.evaluation.cutoff,))
+        local = settings.local.model_dump() | {"proximal_mu": settings.strategy.proximal_mu}
+        return TrainPlan(
+            run_id=run_id,
+            purpose=settings.purpose,
+            contract_sha256=self.data_contract.sha256,
+            model=settings.model,
+            privacy=self._privacy_plan(),
+            local=LocalPlan(**local),
+            rounds=settings.rounds,
+            checkpoints=self.checkpoints,
+            edges=tuple(float(edge) for edge in edges),
+            tune_fraction=settings.split.tune,
+            test_fraction=settings.split.test,
+            participants=self.participants,
+            seed=settings.seed if simulation else None,
+        )
+
+    def _privacy_plan(self) -> PrivacyPlan:
+        privacy = self.settings.privacy
+        common = {
+            "mechanism": privacy.mechanism,
+            "max_grad_norm": privacy.max_grad_norm,
+            "sample_rate": privacy.sample_rate,
+            "delta": privacy.delta,
+        }
+        if privacy.mechanism == "none":
+            return PrivacyPlan(noise_multiplier=0, tune_sigma=0, test_sigma=0, **common)
+        steps = self.settings.rounds * self.settings.local.steps
+        sigma = privacy.noise_multiplier
+        try:
+            if sigma is None:
+                assert privacy.epsilon is not None  # Privacy.one_target
+                sigma = noise_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
+            tables = privacy.evaluate_epsilon or privacy.epsilon
+            assert tables is not None  # Privacy.one_target
+            tune = noise_for(tables, privacy.delta, 1.0, max(1, len(self.checkpoints)))
+            test = noise_for(tables, privacy.delta, 1.0, 1)
+        except ValueError as error:
+            raise SettingsError(f"privacy: {error}") from None
+        return PrivacyPlan(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test, **common)
+
+    def encode(self) -> str:
+        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
+        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """The inverse of `encode`, checked again as a whole; `SettingsError` when it does not fit."""
+        try:
+            return checked(cls, base64.urlsafe_b64decode(text.encode()).decode())
+        except (UnicodeDecodeError, ValueError) as error:
+            if isinstance(error, SettingsError):
+                raise
+            raise SettingsError("the run's configuration is not a fedrisk experiment in base64") from None
+
+
+def checked(cls: type[Model], value: str | dict[str, Any]) -> Model:
+    """`value` (JSON text or a mapping) as a `cls`; `SettingsError` with every problem in a sentence."""
+    try:
+        return cls.model_validate_json(value) if isinstance(value, str) else cls.model_validate(value)
+    except ValidationError as error:
+        raise SettingsError("\n".join(sentences(error))) from None

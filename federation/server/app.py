@@ -1,0 +1,101 @@
+"""The coordinator's Flower ServerApp: decode the experiment, run the rounds, write the evidence.
+
+The same app runs under every engine. What differs is given to `make_app`: where the run's facts and
+folder come from, and who watches.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from federation.experiment import Experiment
+from federation.server import checkpoint
+from federation.server.result import RunFacts
+from federation.server.rounds import Watcher, run_federation
+from federation.server.tracking import Tracker, open_tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: what, where to, and who watches."""
+
+    experiment: Experiment
+    facts: RunFacts
+    folder: Path
+    tracker: Tracker
+    watchers: Sequence[Watcher] = ()
+    add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
+
+
+def make_app(find_job: Callable[[Context], Job]) -> ServerApp:
+    """A ServerApp that runs the job that `find_job` finds."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_job(grid, find_job(context))
+
+    return app
+
+
+def run_job(grid: Grid, job: Job) -> dict[str, Any]:
+    """Run `job` on `grid`; its folder then holds result.json, report.html and model/."""
+    try:
+        result = run_federation(grid, job.experiment, job.facts, job.folder, [job.tracker, *job.watchers])
+        result = job.add(result)
+        _write_model(job, result)
+        write_json(result, job.folder / "result.json")
+        _write_report(result, job.folder)
+        job.tracker.finish(result, job.folder)
+        return result
+    except BaseException as error:
+        job.tracker.fail(type(error).__name__)
+        raise
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Write `value` beside `path` and move it there; NaN and ±Inf are errors, never written."""
+    beside = path.with_suffix(".writing")
+    with beside.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _write_model(job: Job, result: Mapping[str, Any]) -> None:
+    state = checkpoint.read_last(job.folder / "checkpoints")
+    if state is not None:
+        facts = {
+            "model": json.dumps(result["model"]),
+            "contract_sha256": result["contract"]["sha256"],
+            "run_id": job.facts.run_id,
+            "plan_sha256": result["plan_sha256"],
+        }
+        checkpoint.write_model(state.weights, facts, job.folder / "model" / "model.safetensors")
+
+
+def _write_report(result: Mapping[str, Any], folder: Path) -> None:
+    from federation.panel.report import write_report
+
+    write_report(result, folder / "report.html")
+
+
+def job_from_config(context: Context) -> Job:
+    """A deployed run's job: everything comes in one base64 value of the run config."""
+    config = context.run_config
+    experiment = Experiment.decode(str(config["experiment"]))
+    run_id = str(config["run-id"])
+    folder = Path(experiment.settings.output) / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = open_tracker(experiment.settings.tracking.uri, experiment.settings.name, folder)
+    return Job(experiment, RunFacts(run_id, "superlink", simulation=False), folder, tracker)
+
+
+app = make_app(job_from_config)

@@ -1,0 +1,194 @@
+"""`result.json`: the evidence of a run, schema 1, documented in docs/result.md.
+
+Everything in it is public, agreed, or came out of noised tables. ε is computed from the orders that
+were sent: a reply that got lost was charged at the agency all the same.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from federation.experiment import Experiment
+from federation.privacy import Release, epsilon, epsilon_at_several, epsilon_by_kind
+from federation.protocol import TrainPlan
+from federation.server.checkpoint import Checkpoint
+from models import risk
+from models.features import layout
+from models.metrics import summarise
+from models.scores import ScoreTable
+
+Orders = Mapping[str, Mapping[str, int]]
+SOURCES = ("models", "federation", "clients")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the entry point knows of a run: its name, engine, and whose ledgers were charged."""
+
+    run_id: str
+    engine: str
+    simulation: bool
+
+
+def build_result(
+    experiment: Experiment, plan: TrainPlan, facts: RunFacts, status: Mapping[str, Any], state: Checkpoint
+) -> dict[str, Any]:
+    """The result of a finished run, JSON-clean."""
+    settings, contract = experiment.settings, experiment.data_contract
+    orders: Orders = state.history["orders"]
+    features = len(layout(contract).names)
+    records = state.history["checkpoints"]
+    final = next(record for record in reversed(records) if record["part"] == "test")
+    return {
+        "schema": 1,
+        "run_id": facts.run_id,
+        "status": "finished",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fedrisk_version": software_version(),
+        "experiment": settings.name,
+        "purpose": settings.purpose,
+        "seed": settings.seed,
+        "engine": facts.engine,
+        "simulation": facts.simulation,
+        "config_sha256": experiment.sha256,
+        "plan_sha256": plan.sha256,
+        "code_sha256": code_sha256(),
+        "contract": {
+            "name": contract.name,
+            "version": contract.version,
+            "sha256": contract.sha256,
+            "label": contract.label.column,
+            "horizon": contract.label.horizon,
+            "description": contract.description,
+        },
+        "model": {
+            "name": settings.model.name,
+            "hidden": list(settings.model.hidden),
+            "features": features,
+            "parameters": int(sum(value.size for value in state.weights.values())),
+        },
+        "strategy": settings.strategy.model_dump(),
+        "rounds_planned": plan.rounds,
+        "privacy": privacy_facts(experiment, plan, facts, orders),
+        "agencies": {
+            participant.name: agency_facts(experiment, plan, participant.name, status, orders)
+            for participant in plan.participants
+        },
+        "rounds": state.history["rounds"],
+        "checkpoints": [record for record in records if record["part"] == "tune"],
+        "final": final,
+        "reference": None,
+        "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
+    }
+
+
+def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Release]:
+    """The releases that `counts` orders of each kind were charged as."""
+    made = [plan.train_release()] * counts.get("train", 0)
+    made += [plan.table_release("tune")] * counts.get("tune", 0)
+    return made + [plan.table_release("test")] * counts.get("test", 0)
+
+
+def checkpoint_record(
+    experiment: Experiment, plan: TrainPlan, part: str, measured: int, tables: Mapping[str, np.ndarray], orders: Orders
+) -> dict[str, Any]:
+    """Metrics of the weights after round `measured`, from the noised tables of all agencies."""
+    contract = experiment.data_contract
+    sigma = plan.privacy.tune_sigma if part == "tune" else plan.privacy.test_sigma
+    edges = np.asarray(plan.edges)
+    prefix = f"{part}/{measured}/"
+    by_agency = {
+        name.removeprefix(prefix): ScoreTable(edges, counts, np.full(counts.shape, sigma**2))
+        for name, counts in sorted(tables.items())
+        if name.startswith(prefix)
+    }
+    settings = experiment.settings.evaluation
+    metrics = summarise(by_agency, contract.group_margins, settings.cutoff, settings.minimum) if by_agency else None
+    return {
+        "round": measured,
+        "part": part,
+        "epsilon_busiest": busiest(plan, orders),
+        "metrics": metrics,
+    }
+
+
+def busiest(plan: TrainPlan, orders: Orders) -> float | None:
+    """ε of the agency that was asked most so far; None where there is no privacy."""
+    if plan.privacy.mechanism == "none":
+        return None
+    spent = [epsilon(releases_of(plan, counts), plan.privacy.delta) for counts in orders.values()]
+    return max(spent, default=0.0)
+
+
+def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orders: Orders) -> dict[str, Any]:
+    """The guarantee with its unit, adjacency, δ and accountant next to it."""
+    several: dict[str, float | None] = {"1": None, "2": None, "3": None}
+    if plan.privacy.mechanism != "none":
+        each = [releases_of(plan, counts) for counts in orders.values()]
+        several = {str(m): epsilon_at_several(each, plan.privacy.delta, m) for m in (1, 2, 3) if m <= len(each)}
+    unit = experiment.data_contract.unit.kind
+    return {
+        "mechanism": plan.privacy.mechanism,
+        "unit": f"{unit} at one agency",
+        "adjacency": "add-or-remove",
+        "accountant": "RDP (dp-accounting)",
+        "delta": plan.privacy.delta,
+        "noise_multiplier": plan.privacy.noise_multiplier,
+        "max_grad_norm": plan.privacy.max_grad_norm if np.isfinite(plan.privacy.max_grad_norm) else None,
+        "sample_rate": plan.privacy.sample_rate,
+        "steps_per_round": plan.local.steps,
+        "tune_sigma": plan.privacy.tune_sigma,
+        "test_sigma": plan.privacy.test_sigma,
+        "ledger": "this run alone" if facts.simulation else "lifetime",
+        "epsilon_busiest": busiest(plan, orders),
+        "epsilon_at_several_agencies": several,
+    }
+
+
+def agency_facts(
+    experiment: Experiment, plan: TrainPlan, name: str, status: Mapping[str, Any], orders: Orders
+) -> dict[str, Any]:
+    """One agency's public facts, what became of it, and what it spent in this run."""
+    contract = experiment.data_contract
+    participant = plan.participant(name)
+    counts = orders.get(name, {})
+    spent = releases_of(plan, counts)
+    none = plan.privacy.mechanism == "none"
+    costs = {"train": None, "evaluate": None, "total": None} if none else epsilon_by_kind(spent, plan.privacy.delta)
+    return {
+        "kind": participant.kind,
+        "public_size": participant.public_size,
+        "weight": participant.weight,
+        "holds": [block.name for block in contract.blocks if contract.holds(participant.kind, block.name)],
+        "holds_label": contract.holds_label(participant.kind),
+        **status[name],
+        "rounds": counts.get("rounds", 0),
+        "epsilon": costs,
+        "releases": [
+            {**release.to_dict(), "times": times}
+            for release, times in {r: spent.count(r) for r in dict.fromkeys(spent)}.items()
+        ],
+    }
+
+
+def software_version() -> str:
+    """The installed version of fedrisk."""
+    try:
+        return version("fedrisk")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def code_sha256() -> str:
+    """SHA-256 over the Python files that learn, agree and guard: models, federation, clients."""
+    root = Path(risk.__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(path for source in SOURCES for path in (root / source).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,270 @@
+"""Reading a contract's YAML form: what each key may be, and the rules that tie the parts together.
+
+Nothing stops at the first mistake: `read` gives a contract (with neutral values where something was
+wrong) and every problem as a sentence. Used by `Contract.from_dict` alone.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from models.contract import (
+    MAX_GROUPS,
+    Block,
+    Category,
+    Column,
+    Contract,
+    Flag,
+    Group,
+    Label,
+    Level,
+    Number,
+    Ordinal,
+    Unit,
+)
+from models.section import Section
+from models.table import MISSING_TEXT
+
+INDICATOR: tuple[Literal["indicator"]] = ("indicator",)
+LEVEL: tuple[Literal["level"]] = ("level",)
+TYPES: tuple[Literal["number", "ordinal", "category", "flag"], ...] = (
+    "number",
+    "ordinal",
+    "category",
+    "flag",
+)
+UNITS: tuple[Literal["person", "row"], ...] = ("person", "row")
+
+
+def read(values: Mapping[str, Any]) -> tuple[Contract, tuple[str, ...]]:
+    """The contract in `values`, and every problem it has; usable only where there is none."""
+    top = Section(values, "", [])
+    contract = Contract(
+        name=top.slug("name"),
+        version=top.whole("version", 1),
+        description=top.optional_text("description") or "",
+        purpose=top.slug("purpose"),
+        unit=_unit(top.section("unit")),
+        columns=tuple(_columns(top)),
+        label=_label(top.section("label")),
+        groups=tuple(
+            _group(name, Section(value, path, top.problems)) for name, value, path in top.named("groups")
+        ),
+        blocks=tuple(
+            _block(name, Section(value, path, top.problems)) for name, value, path in top.named("blocks")
+        ),
+        kinds=top.texts("kinds") if "kinds" in top else (),
+        site=top.optional_text("site"),
+        split=_split(top),
+    )
+    top.close()
+    return contract, tuple(dict.fromkeys((*top.problems, *_rules(contract))))
+
+
+def _columns(top: Section) -> Iterator[Column]:
+    if "columns" not in top:
+        top.say("columns", "is required")
+    for name, value, path in top.named("columns"):
+        section = Section(value, path, top.problems)
+        match section.choice("type", TYPES):
+            case "number":
+                yield _number(name, section)
+            case "ordinal":
+                levels, missing = _levels(section, at_least=2), section.choice("missing", INDICATOR)
+                if "other" in levels:
+                    section.say("levels", "may not list 'other', which has no place in an order")
+                yield Ordinal(name, levels, missing, section.optional_text("block"))
+                section.close()
+            case "category":
+                levels, allowed = _levels(section, at_least=1), section.choice("missing", LEVEL)
+                yield Category(name, levels, allowed, section.optional_text("block"))
+                section.close()
+            case "flag":
+                yield Flag(name, section.choice("missing", INDICATOR), section.optional_text("block"))
+                section.close()
+            case None if "type" not in section:
+                section.say("type", f"is required: {', '.join(TYPES)}")
+
+
+def _number(name: str, section: Section) -> Number:
+    column = Number(
+        name,
+        min=section.number("min"),
+        max=section.number("max"),
+        unit=section.optional_text("unit") or "",
+        log=section.boolean("log", False),
+        center=section.optional_number("center"),
+        scale=section.optional_number("scale"),
+        missing=section.choice("missing", INDICATOR),
+        block=section.optional_text("block"),
+    )
+    section.close()
+    if column.min >= column.max:
+        section.say("min", f"must be below max, got {column.min:g} and {column.max:g}")
+    elif column.center is not None and not column.range[0] <= column.center <= column.range[1]:
+        where = "on the logged scale from 0 to 1" if column.log else "from min to max"
+        section.say("center", f"must be {where}, got {column.center:g}")
+    if column.scale is not None and column.scale <= 0:
+        section.say("scale", f"must be above 0, got {column.scale:g}")
+    return column
+
+
+def _levels(section: Section, at_least: int) -> tuple[str, ...]:
+    levels = section.texts("levels")
+    _no_missing_text(section, "levels", levels)
+    if 0 < len(levels) < at_least:
+        section.say("levels", f"must list at least {at_least}")
+    return levels
+
+
+def _no_missing_text(section: Section, key: str, values: Iterable[str]) -> None:
+    for value in values:
+        if value in MISSING_TEXT:
+            section.say(key, f"may not list {value!r}: a cell that says so is read as missing")
+        elif value != value.strip():
+            section.say(key, f"may not list {value!r}: spaces around a cell are not read")
+
+
+def _group(name: str, section: Section) -> Group:
+    edges = section.numbers("edges")
+    levels = tuple(
+        _group_level(item, path, value, section, bool(edges)) for item, value, path in section.named("levels")
+    )
+    group = Group(name, section.text("column"), levels, edges, section.boolean("other", True))
+    section.close()
+    if not levels:
+        section.say("levels", "is required: which levels does the audit compare?")
+    elif edges and len(levels) != len(edges) + 1:
+        section.say("levels", f"must be one more than edges, got {len(levels)} levels and {len(edges)} edges")
+    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+        section.say("edges", "must ascend")
+    uses = Counter(value for level in levels for value in level.values)
+    for value in sorted(value for value, count in uses.items() if count > 1):
+        section.say("levels", f"list the value {value!r} twice")
+    return group
+
+
+def _group_level(name: str, path: str, value: object, group: Section, cut: bool) -> Level:
+    """A level: `female: [F, Female]`, a name alone (its own value, or a band between edges), or canonical."""
+    if not isinstance(value, Mapping):
+        value = {"values": value}
+    listed = "values" in value
+    section = Section(value, path, group.problems)
+    if cut:
+        if listed:
+            section.say("values", "may not be listed where edges cut numbers")
+        return Level(name)
+    values = section.texts("values") if listed else (name,)
+    section.close()
+    _no_missing_text(section, "values", values)
+    return Level(name, values)
+
+
+def _block(name: str, section: Section) -> Block:
+    block = Block(name, section.texts("held_by"))
+    section.close()
+    return block
+
+
+def _label(section: Section) -> Label:
+    label = Label(
+        column=section.text("column"),
+        positive=section.texts("positive"),
+        horizon=section.text("horizon"),
+        description=section.optional_text("description") or "",
+        held_by=section.texts("held_by") if "held_by" in section else None,
+    )
+    section.close()
+    _no_missing_text(section, "positive", label.positive)
+    return label
+
+
+def _unit(section: Section) -> Unit:
+    kind = section.choice("kind", UNITS)
+    if "kind" not in section:
+        section.say("kind", "is required: person, or row where the data has no person key")
+    unit = Unit(
+        kind or "person",
+        section.optional_text("column"),
+        section.whole("rows", 1),
+        section.optional_text("order_by"),
+    )
+    section.close()
+    if kind == "person" and unit.column is None:
+        section.say("column", "is required where the unit is a person")
+    if kind == "row" and unit != Unit("row"):
+        section.say("kind", "is row, so column, rows and order_by must be left out")
+    return unit
+
+
+def _split(top: Section) -> str | None:
+    """`split: {column: split}`, or the column's name alone."""
+    if isinstance(top.take("split"), Mapping):
+        section = top.section("split")
+        name = section.text("column")
+        section.close()
+        return name or None
+    return top.optional_text("split")
+
+
+def _rules(contract: Contract) -> Iterator[str]:
+    """What must hold between the parts."""
+    yield from _column_rules(contract)
+    yield from _kind_rules(contract)
+    yield from _group_rules(contract)
+
+
+def _column_rules(contract: Contract) -> Iterator[str]:
+    unit, label = contract.unit, contract.label
+    features = Counter(name for column in contract.columns for name in column.features)
+    yield from (f"columns: two features would be called {name!r}" for name, n in features.items() if n > 1)
+    if not contract.columns:
+        yield "columns must have at least one column"
+    names = {column.name for column in contract.columns}
+    roles = {"label.column": label.column, "unit.column": unit.column, "split": contract.split}
+    for role, name in roles.items():
+        if name in names:
+            yield f"{role} {name!r} must not be a feature too: remove it from columns"
+    used = Counter(name for name in roles.values() if name)
+    yield from (
+        f"label, unit and split must have columns of their own, got {name!r} twice"
+        for name in used - Counter(set(used))
+    )
+    blocks = {block.name for block in contract.blocks}
+    for column in contract.columns:
+        if column.block is not None and column.block not in blocks:
+            yield f"columns.{column.name}.block must be one of the blocks, got {column.block!r}"
+        if column.block is not None and column.name == unit.order_by:
+            yield f"unit.order_by {column.name!r} must not be in a block: every agency needs it"
+
+
+def _kind_rules(contract: Contract) -> Iterator[str]:
+    label = contract.label
+    lists = {f"blocks.{block.name}.held_by": block.held_by for block in contract.blocks}
+    lists["label.held_by"] = label.held_by or ()
+    for path, kinds in lists.items():
+        for kind in kinds:
+            if contract.kinds and kind not in contract.kinds:
+                yield f"{path} names {kind!r}, which is not one of kinds"
+    used = {column.block for column in contract.columns}
+    for block in contract.blocks:
+        if block.name not in used:
+            yield f"blocks.{block.name} has no column: give one `block: {block.name}` or remove it"
+        if block.held_by and not any(map(contract.holds_label, block.held_by)):
+            yield f"blocks.{block.name} is held by no kind that holds the label, so nothing learns from it"
+
+
+def _group_rules(contract: Contract) -> Iterator[str]:
+    columns = {column.name: column for column in contract.columns}
+    for group in contract.groups:
+        column = columns.get(group.column)
+        if group.column and group.column in (contract.label.column, contract.unit.column, contract.split):
+            yield f"groups.{group.name}.column must not be the label, the person or the split"
+        if group.edges and column is not None and not isinstance(column, Number):
+            yield f"groups.{group.name}.edges needs a number, but columns.{column.name} is a {column.type}"
+        if column is not None and column.block is not None and not group.other:
+            yield f"groups.{group.name}.other must not be false: not every agency holds its column"
+    cells = math.prod(len(group.level_names) for group in contract.groups)
+    if cells > MAX_GROUPS:
+        yield f"groups must have at most {MAX_GROUPS} combinations of levels, got {cells}"

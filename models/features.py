@@ -1,0 +1,218 @@
+"""A table -> arrays, from the contract's declared bounds alone.
+
+Nothing here looks at two people at once: a person's features do not depend on who else is in the table,
+so encoding fits nothing and spends no privacy. A person's rows are bounded before anything is encoded.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from models.contract import FLAG_LEVELS, PARTS, Category, Column, Contract, Flag, Number, Ordinal
+from models.table import MISSING, UNKNOWN, Table, codes, is_number, number_people, order_key, texts
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Names of the encoded features, and the block of each (None: shared); both of length d."""
+
+    names: tuple[str, ...]
+    block: tuple[str | None, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)  # repr=False: a traceback or a log must not show records
+class Encoded:
+    """One entry per person (per row where the unit is the row); d features, k = unit.rows.
+
+    Where k is 1 there is no row axis; otherwise the most recent row is last, absent rows are zeros.
+
+    x: float32 (n, d) or (n, k, d).  y: float32 (n,) or (n, k), or None where there is no label.
+    present: float32 of the shape of y, 1 where there is a row.  group: int64 (n,), a place in
+    `Contract.group_names`, by the most recent row.  ids: objects (n,).  part: objects (n,) or None.
+    clipped, unknown: column -> values out of bounds or not listed. They are counts of records: local.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    present: np.ndarray
+    group: np.ndarray
+    ids: np.ndarray
+    part: np.ndarray | None
+    clipped: dict[str, int]
+    unknown: dict[str, int]
+
+
+def layout(contract: Contract) -> Layout:
+    """The encoded features in order: each column's, then one shared "not held: BLOCK" for each block."""
+    named = [(name, column.block) for column in contract.columns for name in column.features]
+    named += [(f"not held: {block.name}", None) for block in contract.blocks]
+    return Layout(tuple(name for name, _ in named), tuple(block for _, block in named))
+
+
+def encode(contract: Contract, table: Table, kind: str | None) -> Encoded:
+    """A table that `validate` accepts -> arrays. The label may be absent (people to score): y is None.
+
+    `ValueError` names a column that is absent or not a number.
+    """
+    _check(contract, table, kind)
+    ids, take = bound_rows(contract, table)
+    there = take >= 0
+    rows, latest = take[there], take[:, -1]
+    x = np.zeros((*take.shape, len(layout(contract).names)), dtype=np.float32)
+    x[there], clipped, unknown = _encode_rows(contract, table, rows, kind)
+    y = None
+    if contract.holds_label(kind) and contract.label.column in table:
+        y = np.zeros(take.shape, dtype=np.float32)
+        y[there] = contract.label.outcome(table[contract.label.column][rows])
+    present = there.astype(np.float32)
+    if take.shape[1] == 1:
+        x, y, present = x[:, 0], None if y is None else y[:, 0], present[:, 0]
+    part = texts(table[contract.split][latest]) if contract.split and contract.split in table else None
+    return Encoded(x, y, present, _group(contract, table, latest, kind), ids, part, clipped, unknown)
+
+
+def bound_rows(contract: Contract, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows count: (ids (n,), row numbers int64 (n, k) with the most recent last and -1 for none).
+
+    People come in the order in which they first appear. Of one person the `unit.rows` most recent rows
+    count, by `order_by` and among equals by position.
+    """
+    unit = contract.unit
+    if unit.column is None:
+        n = len(next(iter(table.values())))
+        ids = np.empty(n, dtype=object)
+        ids[:] = [f"row-{i}" for i in range(n)]
+        return ids, np.arange(n)[:, None]
+    ids, person = number_people(table[unit.column])
+    key = order_key(table[unit.order_by]) if unit.order_by else np.zeros(len(person))
+    if key is None:
+        raise ValueError(f"column {unit.order_by!r} must be numbers or dates: validate the table first")
+    order = np.lexsort((np.arange(len(person)), key, person))
+    person = person[order]
+    from_last = np.cumsum(np.bincount(person, minlength=len(ids)))[person] - 1 - np.arange(len(person))
+    kept = from_last < unit.rows
+    take = np.full((len(ids), unit.rows), -1, dtype=np.int64)
+    take[person[kept], unit.rows - 1 - from_last[kept]] = order[kept]
+    return ids, take
+
+
+def split(ids: np.ndarray, fractions: Mapping[str, float], key: bytes) -> np.ndarray:
+    """Each id's part, objects (n,): "train", "tune" or "test".
+
+    An id's keyed BLAKE2b hash, over 2^64, is uniform in [0, 1) and falls in the part whose cumulative
+    fraction covers it. It depends on the id and the secret `key` alone, so people who come later change
+    nobody's part. `ValueError` where the fractions are not a share of each part or the key is empty.
+    """
+    shares = [fractions.get(part, 0.0) for part in PARTS]
+    if not set(fractions) <= set(PARTS) or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9):
+        raise ValueError(
+            f"fractions must be shares of {', '.join(PARTS)} that add up to 1, got {dict(fractions)}"
+        )
+    if not key:
+        raise ValueError("the key of a split must not be empty")
+    secret = key if len(key) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(key).digest()
+    digests = b"".join(
+        hashlib.blake2b(str(i).encode(), digest_size=8, key=secret).digest() for i in ids.tolist()
+    )
+    uniform = np.frombuffer(digests, dtype=">u8") / 2.0**64
+    place = np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")
+    return np.array(PARTS, dtype=object)[place]
+
+
+def _check(contract: Contract, table: Table, kind: str | None) -> None:
+    optional = {contract.label.column, contract.split}
+    for name, read_as in contract.needs(kind).items():
+        if name not in table and name not in optional:
+            raise ValueError(f"column {name!r} is not in the table")
+        if name in table and read_as == "number" and not is_number(table[name]):
+            raise ValueError(f"column {name!r} must be a number: validate the table first")
+
+
+def _encode_rows(
+    contract: Contract, table: Table, rows: np.ndarray, kind: str | None
+) -> tuple[np.ndarray, dict[str, int], dict[str, int]]:
+    """Features of single rows, float32 (rows, d), and what was clipped and unknown by column."""
+    x = np.zeros((len(rows), len(layout(contract).names)), dtype=np.float32)
+    clipped: dict[str, int] = {}
+    unknown: dict[str, int] = {}
+    at = 0
+    for column in contract.columns:
+        width = len(column.features)
+        if contract.holds(kind, column.block):
+            x[:, at : at + width], odd = _encode_column(column, table[column.name][rows])
+            (clipped if isinstance(column, Number) else unknown)[column.name] = odd
+        at += width
+    x[:, at:] = [not contract.holds(kind, block.name) for block in contract.blocks]
+    return x, clipped, unknown
+
+
+def _encode_column(column: Column, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """One column's features (n, width) in the order of `column.features`, and how many values were odd."""
+    match column:
+        case Number():
+            return _number(column, values.astype(np.float64))
+        case Ordinal():
+            return _ordinal(column, values)
+        case Category():
+            return _category(column, values)
+        case Flag():
+            return _flag(column, values)
+
+
+def _number(column: Number, values: np.ndarray) -> tuple[np.ndarray, int]:
+    missing = np.isnan(values)
+    x = np.clip(values, column.min, column.max)
+    if column.log:
+        x = np.log1p(x - column.min) / math.log1p(column.max - column.min)
+    low, high = column.range
+    center = (low + high) / 2 if column.center is None else column.center
+    scale = (high - low) / 2 if column.scale is None else column.scale
+    x = np.where(missing, 0.0, (x - center) / scale)
+    outside = int(((values < column.min) | (values > column.max)).sum())
+    return np.column_stack([x, missing] if column.missing else [x]), outside
+
+
+def _ordinal(column: Ordinal, values: np.ndarray) -> tuple[np.ndarray, int]:
+    code = codes(values, {level: i for i, level in enumerate(column.levels)})
+    other = code == UNKNOWN
+    x = np.where(code < 0, 0.0, 2 * code / (len(column.levels) - 1) - 1)
+    return np.column_stack([x, other, code == MISSING] if column.missing else [x, other]), int(other.sum())
+
+
+def _category(column: Category, values: np.ndarray) -> tuple[np.ndarray, int]:
+    levels = column.encoded_levels
+    code = codes(values, {level: i for i, level in enumerate(column.levels)})
+    place = np.where(code == UNKNOWN, levels.index("other"), code)
+    if column.missing:
+        place = np.where(code == MISSING, levels.index("missing"), place)
+    return place[:, None] == np.arange(len(levels)), int((code == UNKNOWN).sum())
+
+
+def _flag(column: Flag, values: np.ndarray) -> tuple[np.ndarray, int]:
+    code = codes(values, FLAG_LEVELS)
+    x = code == 1
+    return np.column_stack([x, code == MISSING] if column.missing else [x]), int((code == UNKNOWN).sum())
+
+
+def _group(contract: Contract, table: Table, latest: np.ndarray, kind: str | None) -> np.ndarray:
+    """Place in `contract.group_names` of each person's most recent row, int64 (n,)."""
+    needs = contract.needs(kind)
+    place = np.zeros(len(latest), dtype=np.int64)
+    for group in contract.groups:
+        names = group.level_names
+        if group.column in needs:
+            code = group.codes(table[group.column][latest])
+        else:  # in a block that this agency does not hold
+            code = np.full(len(latest), names.index("other"))
+        if (code == UNKNOWN).any():
+            raise ValueError(
+                f"column {group.column!r} has values outside the levels of the group {group.name}"
+            )
+        place = place * len(names) + code
+    return place

@@ -1,0 +1,118 @@
+"""Who may import whom, read from the code's syntax trees: the wall is a rule, not a habit."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"models", "federation", "clients", "experiments"}
+SERVER = ("federation.server", "federation.panel")
+AGREED = {"numpy", "flwr", "dp_accounting", "pydantic"}
+
+# package -> (our packages that it may import, other packages that it may import)
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "models": ({"models"}, {"numpy", "torch"}),
+    "federation": ({"models", "federation"}, AGREED),
+    "federation.server": ({"models", "federation"}, AGREED | {"safetensors", "mlflow"}),
+    "federation.panel": ({"models", "federation"}, AGREED | {"jinja2", "markupsafe"}),
+    "clients": ({"models", "federation", "clients"}, {*AGREED, "torch", "opacus", "pandas", "pyarrow", "yaml"}),
+}
+ONLY_IN = {
+    "opacus": {"clients/train.py"},
+    "mlflow": {"federation/server/tracking.py", "federation/server/registry.py"},
+    "hydra": {"experiments/"},
+    "omegaconf": {"experiments/"},
+    "pickle": set(),
+    "cloudpickle": set(),
+}
+
+
+def files() -> list[Path]:
+    return [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    inner = ".".join(parts[:2])
+    return inner if inner in RULES else parts[0]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_follow_the_rules(path: Path) -> None:
+    package = package_of(path)
+    where = path.relative_to(ROOT).as_posix()
+    for name in imported(path):
+        top = name.split(".")[0]
+        allowed = ONLY_IN.get(top)
+        if allowed is not None:
+            assert any(where.startswith(place) for place in allowed), f"{where} imports {top}"
+        if package not in RULES or top in sys.stdlib_module_names:
+            continue
+        ours, others = RULES[package]
+        if top in OURS:
+            assert top in ours, f"{where} imports {name}"
+            if package in ("federation", "clients", "models"):
+                assert not name.startswith(SERVER), f"{where} imports {name}"
+        else:
+            assert top in others, f"{where} imports {name}"
+
+
+def test_only_clients_can_reach_a_record() -> None:
+    """Reading tables is possible where pandas or pyarrow are, and below the wall that is one file."""
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for path in files()
+        if package_of(path) != "experiments" and {n.split(".")[0] for n in imported(path)} & {"pandas", "pyarrow"}
+    }
+    assert readers == {"clients/data.py"}
+
+
+def test_only_the_protocol_packs_flower_records() -> None:
+    records = {"ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict", "Array"}
+    packers = {
+        path.relative_to(ROOT).as_posix()
+        for path in files()
+        if {name.split(".")[-1] for name in imported(path) if name.startswith("flwr.")} & (records - {"RecordDict"})
+    }
+    benchmarks = {name for name in packers if name.startswith("experiments/benchmarks/")}
+    assert packers - benchmarks == {"federation/protocol.py"}
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_init_files_are_empty(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        assert path.read_text() == "", f"{path} is not empty"
+
+
+def test_a_node_needs_neither_mlflow_nor_hydra() -> None:
+    """Importing the whole of clients/ in a fresh process loads neither, nor the server."""
+    import subprocess
+
+    code = (
+        "import sys, clients.app; "
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('mlflow', 'hydra', 'omegaconf', 'experiments')"
+        " or m.startswith(('federation.server', 'federation.panel'))]; "
+        "print(bad); raise SystemExit(bool(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hydra_is_only_at_the_entry() -> None:
+    """The server neither composes nor imports a configuration framework."""
+    for path in (ROOT / "federation").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported(path)} & {"hydra", "omegaconf"}

@@ -1,0 +1,133 @@
+"""What may leave: it survives the trip exactly, it has no field with a record axis, and nothing else decodes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import MakeStudy
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from federation import protocol
+from federation.experiment import Experiment, SettingsError
+from federation.privacy import Release
+from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
+
+
+@pytest.fixture
+def plan(make_study: MakeStudy) -> TrainPlan:
+    return make_study().experiment.plan("run-1", simulation=True)
+
+
+def order(plan: TrainPlan) -> RoundOrder:
+    weights = {"linear.weight": np.ones((1, 5), np.float32), "linear.bias": np.zeros(1, np.float32)}
+    return RoundOrder(plan, 3, weights, True, ("tune",))
+
+
+def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
+    sent = order(plan)
+    got = protocol.read_round_order(protocol.pack_round_order(sent, 7))
+    assert (got.plan, got.round, got.train, got.evaluate) == (plan, 3, True, ("tune",))
+    assert got.order_id == "run-1/3"
+    for name, value in sent.weights.items():
+        np.testing.assert_array_equal(got.weights[name], value)
+        assert got.weights[name].dtype == value.dtype
+
+
+def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:
+    message = protocol.pack_round_order(order(plan), 7)
+    release = Release(kind="train", part="train", noise_multiplier=1.0, sample_rate=0.5, steps=2)
+    sent = RoundReply("north", {"w": np.float32([1, 2])}, {"tune": np.ones((2, 3, 2))}, (release,))
+    got = protocol.read_reply(protocol.pack_reply(sent, message))
+    assert isinstance(got, RoundReply)
+    assert got.releases == (release,)
+    assert got.delta is not None
+    np.testing.assert_array_equal(got.delta["w"], [1, 2])
+    np.testing.assert_array_equal(got.tables["tune"], np.ones((2, 3, 2)))
+    assert protocol.read_reply(protocol.pack_reply(Ready("north"), message)) == Ready("north")
+    for reason in Reason:
+        refusal = Refusal("north", reason)
+        assert protocol.read_reply(protocol.pack_reply(refusal, message)) == refusal
+
+
+def test_a_reply_has_no_other_field_than_these() -> None:
+    """Adding a field to what leaves must be seen here and in docs/architecture.md."""
+    assert {field.name for field in dataclasses.fields(RoundReply)} == {"agency", "delta", "tables", "releases"}
+    assert {field.name for field in dataclasses.fields(Ready)} == {"agency"}
+    assert {field.name for field in dataclasses.fields(Refusal)} == {"agency", "reason"}
+
+
+@pytest.mark.parametrize("agency", ["", "north"])
+def test_a_reply_is_as_long_whatever_the_numbers_are(plan: TrainPlan, agency: str) -> None:
+    message = protocol.pack_round_order(order(plan), 7)
+    release = plan.train_release()
+
+    def size(value: float) -> int:
+        delta = {"w": np.full(40, value, np.float32)}
+        packed = protocol.pack_reply(RoundReply(agency, delta, {"tune": np.full((2, 3, 2), value)}, (release,)), message)
+        arrays = [record.count_bytes() for record in packed.content.array_records.values()]
+        texts = [len(str(record)) for record in packed.content.config_records.values()]
+        return sum(arrays) + sum(texts)
+
+    assert len({size(value) for value in (0.0, 1e-30, -123456.789, 3e38)}) == 1
+
+
+def test_what_does_not_decode_is_refused_as_malformed(plan: TrainPlan) -> None:
+    empty = Message(RecordDict(), dst_node_id=1, message_type=protocol.ROUND)
+    other = Message(RecordDict({"fedrisk": ConfigRecord({"json": "[1"})}), dst_node_id=1, message_type=protocol.ROUND)
+    for message in (empty, other):
+        with pytest.raises(Refused) as refused:
+            protocol.read_round_order(message)
+        assert refused.value.reason is Reason.MALFORMED
+        with pytest.raises(ValueError, match="does not decode"):
+            protocol.read_reply(message)
+
+
+def test_another_version_is_refused_as_such(plan: TrainPlan) -> None:
+    message = protocol.pack_ready_order(plan.but(version="99"), 1)
+    with pytest.raises(Refused) as refused:
+        protocol.read_ready_order(message)
+    assert refused.value.reason is Reason.VERSION
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("noise_multiplier", -1.0), ("sample_rate", 0.0), ("sample_rate", 1.5), ("delta", 0.0), ("max_grad_norm", 0.0)],
+)
+def test_an_impossible_plan_cannot_be_made(plan: TrainPlan, field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        plan.privacy.but(**{field: value})
+
+
+def test_gaussian_without_noise_and_none_with_noise_are_refused(plan: TrainPlan) -> None:
+    with pytest.raises(ValueError, match="gaussian"):
+        plan.privacy.but(tune_sigma=0.0)
+    with pytest.raises(ValueError, match="none"):
+        plan.privacy.but(mechanism="none")
+
+
+def test_no_clipping_survives_json(make_study: MakeStudy) -> None:
+    plan = make_study("privacy=none").experiment.plan("run-1", simulation=True)
+    assert plan.privacy.max_grad_norm == np.inf
+    assert TrainPlan.model_validate_json(plan.canonical) == plan
+
+
+def test_an_experiment_survives_base64_and_its_hash_names_it(make_study: MakeStudy) -> None:
+    experiment = make_study().experiment
+    assert Experiment.decode(experiment.encode()) == experiment
+    assert "'" not in experiment.encode()
+    assert make_study("seed=1").experiment.sha256 != experiment.sha256
+    assert make_study().experiment.sha256 == experiment.sha256
+    with pytest.raises(SettingsError):
+        Experiment.decode(experiment.encode()[:-30])
+
+
+def test_a_deployed_plan_carries_no_seed(make_study: MakeStudy) -> None:
+    experiment = make_study("seed=5").experiment
+    assert experiment.plan("run-1", simulation=False).seed is None
+    assert experiment.plan("run-1", simulation=True).seed == 5
+
+
+def test_the_plan_says_what_it_may_take(plan: TrainPlan) -> None:
+    kinds = [release.kind for release in plan.releases()]
+    assert kinds.count("train") == plan.rounds
+    assert kinds.count("evaluate") == len(plan.checkpoints) + 1
