@@ -65,6 +65,8 @@ class Node:
         self.policy = policy
         self.contract = contract
         self.log = _file_log(folder, facts.name)
+        self._resident: dict[tuple[float, float], Resident] = {}
+        self._reserved: set[str] = set()
         budget = None if policy.budget is None else Budget(policy.budget.epsilon, policy.budget.delta)
         scope = "this run alone" if policy.simulation else "lifetime"
         self.ledger = Ledger(folder / "ledger.db", budget=budget, scope=scope)
@@ -103,8 +105,10 @@ class Node:
         self._dataset(tune_fraction, test_fraction)
 
     def _reserve(self, plan: TrainPlan) -> None:
-        split = self._split_id(plan)
-        self.ledger.reserve(plan.sha256, [replace(release, split_id=split) for release in plan.releases()])
+        if plan.sha256 not in self._reserved:
+            split = self._split_id(plan)
+            self.ledger.reserve(plan.sha256, [replace(release, split_id=split) for release in plan.releases()])
+            self._reserved.add(plan.sha256)
 
     def _charge(self, order: RoundOrder, release: Release) -> None:
         """On the agency's disk before its noise is drawn."""
@@ -127,8 +131,13 @@ class Node:
     def _records(self, plan: TrainPlan) -> "Resident":
         return self._dataset(plan.tune_fraction, plan.test_fraction)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - a node lives as long as its process
     def _dataset(self, tune_fraction: float, test_fraction: float) -> "Resident":
+        key = (tune_fraction, test_fraction)
+        if key not in self._resident:
+            self._resident = {key: self._load(*key)}
+        return self._resident[key]
+
+    def _load(self, tune_fraction: float, test_fraction: float) -> "Resident":
         fractions: dict[str, float] = {
             "train": 1 - tune_fraction - test_fraction,
             "tune": tune_fraction,

@@ -48,7 +48,7 @@ class Agency:
     weight: float
 
 
-# --- the common form ------------------------------------------------------------------------------------------------
+# --- the common form ------------------------------------------------------------------------------------
 
 
 def read_agencies(path: Path) -> tuple[Path, tuple[Agency, ...]]:
@@ -64,7 +64,9 @@ def read_agencies(path: Path) -> tuple[Path, tuple[Agency, ...]]:
     if not isinstance(entries, list) or not entries:
         entries = []
         problems.append("agencies must be a list of at least one agency")
-    agencies = [_agency(entry, f"agencies[{i}]", path.parent, kinds, problems) for i, entry in enumerate(entries)]
+    agencies = [
+        _agency(entry, f"agencies[{i}]", path.parent, kinds, problems) for i, entry in enumerate(entries)
+    ]
     for what in ("name", "table"):
         problems += _repeated(what, [agency and getattr(agency, what) for agency in agencies])
     if problems:
@@ -73,7 +75,7 @@ def read_agencies(path: Path) -> tuple[Path, tuple[Agency, ...]]:
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    import yaml
 
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -92,7 +94,9 @@ def _yaml_mapping(path: Path) -> dict[str, Any]:
 
 def _unknown_keys(given: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
     known = sorted(known)
-    return [f"{where}{key} is not a known key; known are {', '.join(known)}" for key in given if key not in known]
+    return [
+        f"{where}{key} is not a known key; known are {', '.join(known)}" for key in given if key not in known
+    ]
 
 
 def _contract(path: Path, value: object, problems: list[str]) -> tuple[Path, tuple[str, ...]]:
@@ -109,7 +113,9 @@ def _contract(path: Path, value: object, problems: list[str]) -> tuple[Path, tup
     return contract, tuple(map(str, kinds)) if isinstance(kinds, list) else ()
 
 
-def _agency(entry: object, where: str, folder: Path, kinds: tuple[str, ...], problems: list[str]) -> Agency | None:
+def _agency(
+    entry: object, where: str, folder: Path, kinds: tuple[str, ...], problems: list[str]
+) -> Agency | None:
     """The agency of one entry, or None after adding to `problems`."""
     if not isinstance(entry, dict):
         problems.append(f"{where} must be a mapping with name, table and public_size")
@@ -151,7 +157,7 @@ def _repeated(what: str, values: list[Any]) -> list[str]:
     ]
 
 
-# --- public sources -------------------------------------------------------------------------------------------------
+# --- public sources -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,7 @@ SOURCES: Final[Mapping[str, tuple[Source, ...]]] = {
     "synthetic": (),
 }
 
+
 @dataclass(frozen=True)
 class _Build:
     """What a folder is made from, by agency."""
@@ -259,12 +266,29 @@ def read_sources(name: str, root: Path | None) -> dict[str, bytes]:
     return found
 
 
-# --- heart disease: four hospitals ----------------------------------------------------------------------------------
+# --- heart disease: four hospitals ----------------------------------------------------------------------
 
-_HEART_COLUMNS: Final = (
-    "age sex chest_pain resting_pressure cholesterol fasting_sugar resting_ecg max_heart_rate exercise_angina "
-    "st_depression slope vessels thal disease"
-).split()
+_HEART_COLUMNS: Final = [
+    "age",
+    "sex",
+    "chest_pain",
+    "resting_pressure",
+    "cholesterol",
+    "fasting_sugar",
+    "resting_ecg",
+    "max_heart_rate",
+    "exercise_angina",
+    "st_depression",
+    "slope",
+    "vessels",
+    "thal",
+    "disease",
+]
+_HEART_CODES: Final = {  # the source's codes count from 0, those of chest pain from 1
+    "sex": ("female", "male"),
+    "resting_ecg": ("normal", "st-t", "hypertrophy"),
+    "chest_pain": (None, "typical angina", "atypical angina", "other pain", "no symptoms"),
+}
 _HEART_SIZES: Final = {"cleveland": 300, "hungarian": 260, "switzerland": 46, "va": 130}
 
 
@@ -279,7 +303,7 @@ def heart(root: Path | None, out: Path, *, split: Literal["hash", "flamby"] = "h
     def build(files: Mapping[str, bytes]) -> _Build:
         contract = _contract_text("heart") + ("split: {column: split}\n" if split == "flamby" else "")
         tables = {name: _hospital(files, name, split == "flamby") for name in _HEART_SIZES}
-        kinds = {name: "hospital" for name in tables} | {"switzerland": "hospital-no-lipids"}
+        kinds = dict.fromkeys(tables, "hospital") | {"switzerland": "hospital-no-lipids"}
         return _Build(contract, tables, kinds, _HEART_SIZES)
 
     return _write(out, "heart", options, root, build)
@@ -297,30 +321,37 @@ def _hospital(files: Mapping[str, bytes], name: str, flamby: bool) -> Table:
     frame["cholesterol"] = frame["cholesterol"].replace(0, np.nan)
     if name == "switzerland":
         frame = frame.drop(columns="cholesterol")
-    for column, levels in {"sex": ["female", "male"], "resting_ecg": ["normal", "st-t", "hypertrophy"]}.items():
+    for column, levels in _HEART_CODES.items():
         frame[column] = frame[column].map(dict(enumerate(levels)))
-    pain = ["typical angina", "atypical angina", "other pain", "no symptoms"]
-    frame["chest_pain"] = frame["chest_pain"].map(dict(enumerate(pain, start=1)))
     return _numbered(frame, name)
 
 
 def _flamby_split(y: np.ndarray) -> np.ndarray:
     """train or test for each row, as owkin/FLamby fed_heart_disease/dataset.py at edacf54d5211 splits a centre."""
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped, unused-ignore]
+    from sklearn.model_selection import train_test_split
 
     sizes = np.unique(y, return_counts=True)[1]
     by = y if len(sizes) > 1 and (sizes > 2).all() else None
     rows = np.arange(len(y))
-    test = train_test_split(rows, test_size=0.34, train_size=0.66, random_state=43, shuffle=True, stratify=by)[1]
+    test = train_test_split(
+        rows, test_size=0.34, train_size=0.66, random_state=43, shuffle=True, stratify=by
+    )[1]
     return np.where(np.isin(rows, test), "test", "train").astype(object)
 
 
-# --- COMPAS: four divisions of one court ----------------------------------------------------------------------------
+# --- COMPAS: four divisions of one court ----------------------------------------------------------------
 
-_COMPAS_FEATURES: Final = ["age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count", "c_charge_degree"]
+_COMPAS_FEATURES: Final = [
+    "age",
+    "juv_fel_count",
+    "juv_misd_count",
+    "juv_other_count",
+    "priors_count",
+    "c_charge_degree",
+]
 _COMPAS_READ: Final = [*_COMPAS_FEATURES, "race", "sex", "two_year_recid"]
 _COMPAS_FILTER: Final = ["days_b_screening_arrest", "is_recid", "score_text", "compas_screening_date"]
-_COMPAS_SITE: Final = ["c_case_number", "c_charge_desc"]  # the letters of a case number tell the court's division
+_COMPAS_SITE: Final = ["c_case_number", "c_charge_desc"]
 _DRUG: Final = (
     "cocaine|cannabis|heroin|mdma|methylenediox|methcath|meth/diox|amphetamine|barbital|pyrrolidino|ethylone|butylone|"
     "cathinone|piperazine|alprazolam|clonazepam|diazepam|oxycodone|hydrocodone|hydromorphone|morphine|codeine|fentanyl|"
@@ -328,8 +359,18 @@ _DRUG: Final = (
     "cont\\w* sub|control substance|drug"
 )
 _COMPAS_SIZES: Final = {
-    ("full", "court"): {"felony-drug": 1000, "felony-other": 3000, "misdemeanour": 1900, "traffic-municipal": 250},
-    ("corrected", "court"): {"felony-drug": 830, "felony-other": 2600, "misdemeanour": 1700, "traffic-municipal": 220},
+    ("full", "court"): {
+        "felony-drug": 1000,
+        "felony-other": 3000,
+        "misdemeanour": 1900,
+        "traffic-municipal": 250,
+    },
+    ("corrected", "court"): {
+        "felony-drug": 830,
+        "felony-other": 2600,
+        "misdemeanour": 1700,
+        "traffic-municipal": 220,
+    },
     ("full", "one"): {"broward": 6200},
     ("corrected", "one"): {"broward": 5300},
 }
@@ -363,14 +404,13 @@ def _defendants(raw: bytes, corrected: bool) -> tuple["pd.DataFrame", np.ndarray
     import pandas as pd
 
     frame = pd.read_csv(io.BytesIO(raw), usecols=_COMPAS_READ + _COMPAS_FILTER + _COMPAS_SITE)
-    frame["c_case_number"] = frame["c_case_number"].str.extract(r"^\d*([A-Z]+)", expand=False)  # letters, no number
+    letters = frame.pop("c_case_number").str.extract(r"^\d*([A-Z]+)", expand=False)  # the number is gone here
     keep = frame["days_b_screening_arrest"].between(-30, 30) & (frame["is_recid"] != -1)
     keep &= (frame["c_charge_degree"] != "O") & frame["score_text"].notna()
     if corrected:
         keep &= frame["compas_screening_date"] < "2014-04-01"
-    frame = frame[keep]
-    letters, offence = frame["c_case_number"], frame["c_charge_desc"].fillna("").str.lower()
-    drug = offence.str.contains(_DRUG) & ~offence.str.contains("counterfeit cred")
+    frame, letters = frame[keep], letters[keep]
+    drug = frame["c_charge_desc"].fillna("").str.lower().str.contains(_DRUG)
     division = np.select(
         [(letters == "CF") & drug, letters == "CF", letters == "MM"],
         ["felony-drug", "felony-other", "misdemeanour"],
@@ -379,7 +419,7 @@ def _defendants(raw: bytes, corrected: bool) -> tuple["pd.DataFrame", np.ndarray
     return frame[_COMPAS_READ].astype({"two_year_recid": float}), division
 
 
-# --- Iowa: eight judicial districts ---------------------------------------------------------------------------------
+# --- Iowa: eight judicial districts ---------------------------------------------------------------------
 
 _IOWA_COLUMNS: Final = {
     "Main Supervising District": "district",
@@ -445,7 +485,7 @@ def _releases(raw: bytes) -> "pd.DataFrame":
     return frame
 
 
-# --- made-up people -------------------------------------------------------------------------------------------------
+# --- made-up people -------------------------------------------------------------------------------------
 
 
 def synthetic(
@@ -463,7 +503,7 @@ def synthetic(
     try:
         options = made_up.Options(seed, people, known_to_several, repeated, missing)
     except (TypeError, ValueError) as error:
-        raise DataError(f"data option {error}") from None
+        raise DataError(f"option {error}") from None
 
     def build(files: Mapping[str, bytes]) -> _Build:
         tables = made_up.tables(made_up.population(options))
@@ -473,7 +513,7 @@ def synthetic(
     return _write(out, "synthetic", asdict(options), None, build)
 
 
-# --- writing a folder -----------------------------------------------------------------------------------------------
+# --- writing a folder -----------------------------------------------------------------------------------
 
 
 def prepare(name: str, options: Mapping[str, Any], cache: Path) -> Path:
@@ -520,7 +560,13 @@ def _recipe(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides what is in a folder."""
     sources = {source.path: list(source.sha256) for source in SOURCES[name]}
     contract = hashlib.sha256(_contract_text(name).encode()).hexdigest()
-    return {"format": FORMAT, "name": name, "options": dict(options), "sources": sources, "contract": contract}
+    return {
+        "format": FORMAT,
+        "name": name,
+        "options": dict(options),
+        "sources": sources,
+        "contract": contract,
+    }
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -556,20 +602,24 @@ def _write(
 ) -> Path:
     """Build `out` whole or not at all, or find it already there; returns its agencies.yaml."""
     recipe = _recipe(name, options)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _found(out, recipe)
     files = read_sources(name, root)
     made = build(files)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as near:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True
+        ) as near:
             whole = Path(near) / "whole"
             _fill(whole, made, recipe)
             os.rename(whole, out)
     except OSError as error:
         if (out / "manifest.json").exists():  # another process was first
             return _found(out, recipe)
-        raise DataError(f"the folder {out} cannot be written: {error.strerror or type(error).__name__}") from None
+        raise DataError(
+            f"the folder {out} cannot be written: {error.strerror or type(error).__name__}"
+        ) from None
     return out / "agencies.yaml"
 
 
@@ -584,7 +634,12 @@ def _fill(folder: Path, made: _Build, recipe: Mapping[str, Any]) -> None:
         arrays = {column: pa.array(values, from_pandas=True) for column, values in table.items()}
         pq.write_table(pa.table(arrays), folder / f"{name}.parquet")
     agencies = [
-        {"name": name, "kind": made.kinds[name], "table": f"{name}.parquet", "public_size": made.public_sizes[name]}
+        {
+            "name": name,
+            "kind": made.kinds[name],
+            "table": f"{name}.parquet",
+            "public_size": made.public_sizes[name],
+        }
         for name in made.tables
     ]
     listing = {"contract": "contract.yaml", "agencies": agencies}
@@ -602,10 +657,16 @@ def _found(out: Path, recipe: Mapping[str, Any]) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{out} is not empty and fedrisk did not write it; choose another folder") from None
     if not same:
-        raise DataError(f"{out} holds data made with other options or another version; remove it or choose another")
-    changed = [name for name, digest in sums.items() if not (out / name).is_file() or _sha256(out / name) != digest]
+        raise DataError(
+            f"{out} holds data made with other options or another version; remove it or choose another"
+        )
+    changed = [
+        name for name, digest in sums.items() if not (out / name).is_file() or _sha256(out / name) != digest
+    ]
     if changed:
-        raise DataError(f"{out} was changed after it was written ({', '.join(changed)}); remove it to write it again")
+        raise DataError(
+            f"{out} was changed after it was written ({', '.join(changed)}); remove it to write it again"
+        )
     return out / "agencies.yaml"
 
 

@@ -176,7 +176,7 @@ class Options:
     def __post_init__(self) -> None:
         if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}")
-        shares = {name: (0.0, 0.5) for name in ("known_to_several", "repeated", "missing")}
+        shares = dict.fromkeys(("known_to_several", "repeated", "missing"), (0.0, 0.5))
         for name, (low, high) in {"people": (0.02, 100.0), **shares}.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value <= high:
@@ -351,7 +351,9 @@ def _members(
     member = np.zeros((n, len(KINDS)), dtype=bool)
     ends = np.round(np.cumsum([kind.people for kind in KINDS]) / PEOPLE * known).astype(int)
     for a, size in enumerate(np.diff(ends, prepend=0)):
-        keys = liking[:, a] + rng.gumbel(size=n)  # the largest keys: sampling without replacement by exp(liking)
+        keys = liking[:, a] + rng.gumbel(
+            size=n
+        )  # the largest keys: sampling without replacement by exp(liking)
         keys[member.any(axis=1)] = -np.inf
         member[np.argsort(-keys, kind="stable")[:size], a] = True
     also = rng.permutation(np.flatnonzero(member.any(axis=1)))[: round(several * known)]

@@ -78,8 +78,10 @@ def test_twice_the_people_give_the_same_values_and_narrower_intervals() -> None:
     for measure in MEASURES.values():
         once, twice = measure(table), measure(table + table)
         assert once.value == pytest.approx(twice.value)
-        assert once.low is not None and once.high is not None
-        assert twice.low is not None and twice.high is not None
+        assert once.low is not None
+        assert once.high is not None
+        assert twice.low is not None
+        assert twice.high is not None
         assert twice.high - twice.low < once.high - once.low
 
 
@@ -95,10 +97,12 @@ def test_brier_and_log_loss_are_within_their_bounds_of_scikit_learns(bins: int) 
         score, y = score[inside], y[inside]
         table = table_of(score, y, edges)
         found, bound = brier(table).value, brier_bound(table)
-        assert found is not None and bound is not None
+        assert found is not None
+        assert bound is not None
         assert abs(found - brier_score_loss(y, score)) <= bound + 1e-12
         loss, far = log_loss(table).value, log_loss_bound(table)
-        assert loss is not None and (far is None) == (bins == 2)
+        assert loss is not None
+        assert (far is None) == (bins == 2)
         assert far is None or abs(loss - sklearn_log_loss(y, score)) <= far + 1e-12
 
 
@@ -118,8 +122,10 @@ def test_measures_of_a_model_that_says_the_centres_are_exact() -> None:
 
 def test_a_bound_is_reached() -> None:
     table = table_of(np.array([0.0]), np.array([1]), np.array([0, 0.5, 1]))
-    assert brier(table).value == 0.75**2 and brier_bound(table) == pytest.approx(1 - 0.75**2)
-    assert log_loss(table).value == pytest.approx(math.log(4)) and log_loss_bound(table) is None
+    assert brier(table).value == 0.75**2
+    assert brier_bound(table) == pytest.approx(1 - 0.75**2)
+    assert log_loss(table).value == pytest.approx(math.log(4))
+    assert log_loss_bound(table) is None
     sure = table_of(np.array([0.5]), np.array([1]), np.array([0, 0.5, 1]))
     assert log_loss_bound(sure) == pytest.approx(math.log(0.75 / 0.5))
 
@@ -128,8 +134,11 @@ def test_reliability_lists_every_bin() -> None:
     table = tally([0, 0.2, 0.6, 1], [0] * 30, [0.1] * 10 + [0.3] * 20, [0] * 10 + [1] * 5 + [0] * 15, 1)
     (low, high, centre, never), (_, _, middle, sometimes), (_, _, last, nobody) = reliability(table)
     assert (low, high, centre, middle, last) == pytest.approx((0, 0.2, 0.1, 0.4, 0.8))
-    assert never.value == 0 and sometimes.value == 0.25 and nobody == NOTHING
-    assert never.publishable and not reliability(table, minimum=11)[0][3].publishable
+    assert never.value == 0
+    assert sometimes.value == 0.25
+    assert nobody == NOTHING
+    assert never.publishable
+    assert not reliability(table, minimum=11)[0][3].publishable
 
 
 # Odd cases
@@ -138,7 +147,9 @@ def test_reliability_lists_every_bin() -> None:
 def test_nobody_has_no_calibration() -> None:
     table = ScoreTable.zeros(EDGES, 2)
     assert all(measure(table) == NOTHING for measure in MEASURES.values())
-    assert brier_bound(table) is None and log_loss_bound(table) is None and recalibrate(table) == IDENTITY
+    assert brier_bound(table) is None
+    assert log_loss_bound(table) is None
+    assert recalibrate(table) == IDENTITY
     fewer = ScoreTable(EDGES, np.full((1, 20, 2), -3.0), 25)
     assert all(measure(fewer) == NOTHING for measure in MEASURES.values())
 
@@ -155,7 +166,8 @@ def test_whatever_the_noise_the_numbers_are_finite_and_in_range() -> None:
                     if e.low is None or e.high is None:
                         assert not e.publishable
                     else:
-                        assert e.value is not None and 0 <= e.low <= e.value <= e.high <= ceiling
+                        assert e.value is not None
+                        assert 0 <= e.low <= e.value <= e.high <= ceiling
                 assert all(map(math.isfinite, recalibrate(table)))
 
 
@@ -239,6 +251,8 @@ def test_recalibration_improves_a_model_that_is_off_and_hardly_hurts_one_that_is
 def test_recalibrated_scores_keep_their_order_and_their_ends() -> None:
     score = np.array([0.0, 0.01, 0.3, 0.5, 0.99, 1.0])
     mapped = recalibrated(score, 0.4, 0.7)
-    assert (np.diff(mapped) > 0).all() and mapped[0] == 0 and mapped[-1] == 1
+    assert (np.diff(mapped) > 0).all()
+    assert mapped[0] == 0
+    assert mapped[-1] == 1
     assert mapped[3] == pytest.approx(1 / (1 + math.exp(-0.4)))
     assert np.allclose(recalibrated(score, *IDENTITY), score)

@@ -91,7 +91,9 @@ def test_the_interval_holds_the_value_and_stays_in_range() -> None:
         for _ in range(30):
             for gap in gaps(noised(rng, shares_of_four, n, 5.0), alone(4), CUTOFF).values():
                 if gap != NOTHING:
-                    assert gap.low is not None and gap.value is not None and gap.high is not None
+                    assert gap.low is not None
+                    assert gap.value is not None
+                    assert gap.high is not None
                     assert 0 <= gap.low <= gap.value <= gap.high <= 1
 
 
@@ -126,7 +128,8 @@ def test_the_interval_of_two_groups_is_newcombes() -> None:
     )
     gap = demographic_parity(table, alone(2), 0.5)
     assert gap.value == pytest.approx(0.2)
-    assert gap.low == pytest.approx(0.0524, abs=5e-5) and gap.high == pytest.approx(0.3339, abs=5e-5)
+    assert gap.low == pytest.approx(0.0524, abs=5e-5)
+    assert gap.high == pytest.approx(0.3339, abs=5e-5)
 
 
 # Odd cases
@@ -175,8 +178,13 @@ def test_the_worst_gap_is_the_largest_and_its_interval_is_no_narrower() -> None:
     table = noised(np.random.default_rng(0), shares((-1, -0.9, 0, 0.1), (0, 0, 0.4, 0.4)), 6000, 3.0)
     attribute, worst = worst_gap(table, {"race": RACE, "sex": SEX}, CUTOFF)
     own = equalized_odds(table, SEX, CUTOFF)
-    assert attribute == "sex" and worst.value == own.value and worst.publishable
-    assert worst.low is not None and worst.high is not None and own.low is not None and own.high is not None
+    assert attribute == "sex"
+    assert worst.value == own.value
+    assert worst.publishable
+    assert worst.low is not None
+    assert worst.high is not None
+    assert own.low is not None
+    assert own.high is not None
     assert worst.low < own.low < own.high < worst.high
 
 
@@ -194,7 +202,7 @@ def test_without_a_publishable_gap_there_is_no_worst() -> None:
 
 
 @pytest.mark.parametrize(
-    "base, shift",
+    ("base", "shift"),
     [((-0.85,) * 3, (0.0,) * 3), ((-0.85, -0.4), (0.0, 0.5)), ((-1.4, -0.85, -0.4), (0.0, 0.2, 0.5))],
     ids=["three equal groups", "two unequal groups", "three unequal groups"],
 )

@@ -48,7 +48,7 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
-@pytest.mark.parametrize("sigma, n", [(0.0, 4000), (5.0, 4000), (5.0, 30), (50.0, 0)])
+@pytest.mark.parametrize(("sigma", "n"), [(0.0, 4000), (5.0, 4000), (5.0, 30), (50.0, 0)])
 def test_it_has_the_keys_of_schema_1_and_is_plain_json(sigma: float, n: int) -> None:
     found = summarise(agencies(sigma, n), MARGINS, 0.5)
     assert set(found) == {
@@ -73,7 +73,8 @@ def test_it_has_the_keys_of_schema_1_and_is_plain_json(sigma: float, n: int) -> 
         }  # fmt: skip
         assert all(set(estimate) == ESTIMATE for estimate in one.values())
     assert set(found["worst_gap"]) == {"attribute", "gap", *ESTIMATE}
-    assert found["worst_gap"]["gap"] == "equalized_odds" and found["cutoff"] == 0.5
+    assert found["worst_gap"]["gap"] == "equalized_odds"
+    assert found["cutoff"] == 0.5
     assert len(found["reliability"]) == 20
     assert all(set(b) == {"low", "high", "mean_score", "observed"} for b in found["reliability"])
     assert {type(leaf) for leaf in leaves(found)} <= {float, bool, str, type(None)}
@@ -129,7 +130,8 @@ def test_a_small_noisy_level_is_flagged_and_left_out_of_gaps() -> None:
         assert found["groups"]["sex"]["female"]["tpr"]["publishable"]
         shown += any(e["publishable"] for e in found["groups"]["sex"]["other"].values())
         value = found["gaps"]["sex"]["demographic_parity"]["value"]
-        assert value is not None and value < 0.2
+        assert value is not None
+        assert value < 0.2
     assert shown <= 2
 
 
@@ -138,7 +140,8 @@ def test_without_groups_there_is_no_worst_gap() -> None:
     assert found["worst_gap"] == {
         "attribute": None, "gap": "equalized_odds", "value": None, "low": None, "high": None, "publishable": False,
     }  # fmt: skip
-    assert found["groups"] == {} and found["gaps"] == {}
+    assert found["groups"] == {}
+    assert found["gaps"] == {}
 
 
 def test_no_tables_and_no_such_cutoff_are_refused() -> None:

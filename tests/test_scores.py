@@ -120,7 +120,8 @@ def test_pick_and_total_add_groups_and_their_noise() -> None:
     table = ScoreTable(EDGES, np.arange(160.0).reshape(4, 20, 2), np.array([1.0, 2, 3, 4])[:, None, None])
     picked = table.pick([3, 1])
     assert np.array_equal(picked.counts[0], table.counts[1] + table.counts[3])
-    assert (picked.variance == 6).all() and picked.counts.shape == (1, 20, 2)
+    assert (picked.variance == 6).all()
+    assert picked.counts.shape == (1, 20, 2)
     assert same(table.total(), table.pick([0, 2]) + table.pick([1, 3]))
     assert not table.pick([]).counts.any()
 
@@ -130,7 +131,8 @@ def test_a_table_cannot_be_changed() -> None:
     noise = np.ones((1, 20, 2))
     table = ScoreTable(EDGES, mine, noise)
     mine[:], noise[:] = 7, 7
-    assert (table.counts == 1).all() and (table.variance == 1).all()
+    assert (table.counts == 1).all()
+    assert (table.variance == 1).all()
     for array in (table.edges, table.counts, table.variance):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 2
@@ -139,27 +141,31 @@ def test_a_table_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "bins, cutoffs", [(20, (0.5,)), (20, (0.3, 0.301, 0.9)), (2, (0.07,)), (50, ()), (4, (0.5, 0.51, 0.52))]
+    ("bins", "cutoffs"),
+    [(20, (0.5,)), (20, (0.3, 0.301, 0.9)), (2, (0.07,)), (50, ()), (4, (0.5, 0.51, 0.52))],
 )
 def test_default_edges_hold_every_cutoff(bins: int, cutoffs: tuple[float, ...]) -> None:
     edges = default_edges(bins, cutoffs)
-    assert len(edges) == bins + 1 and edges[0] == 0 and edges[-1] == 1
-    assert (np.diff(edges) > 0).all() and set(cutoffs) <= set(edges.tolist())
+    assert len(edges) == bins + 1
+    assert edges[0] == 0
+    assert edges[-1] == 1
+    assert (np.diff(edges) > 0).all()
+    assert set(cutoffs) <= set(edges.tolist())
 
 
 def test_default_edges_are_logit_spaced() -> None:
     inner = default_edges()[1:-1]
     steps = np.diff(np.log(inner / (1 - inner)))
-    assert (
-        np.allclose(steps, steps[0]) and inner[0] == pytest.approx(0.02) and inner[-1] == pytest.approx(0.98)
-    )
+    assert np.allclose(steps, steps[0])
+    assert inner[0] == pytest.approx(0.02)
+    assert inner[-1] == pytest.approx(0.98)
 
 
 # Refusals
 
 
 @pytest.mark.parametrize(
-    "group, score, y, message",
+    ("group", "score", "y", "message"),
     [
         ([0], [math.nan], [1], "NaN"),
         ([0], [1.1], [1], "between 0 and 1"),
@@ -177,7 +183,8 @@ def test_tally_refuses_and_quotes_no_record(
 ) -> None:
     with pytest.raises(ValueError, match=message) as refusal:
         tally(EDGES, group, score, y, 2)
-    assert "1.1" not in str(refusal.value) and "0.5" not in str(refusal.value)
+    assert "1.1" not in str(refusal.value)
+    assert "0.5" not in str(refusal.value)
 
 
 def test_tally_of_nobody_is_the_zero() -> None:
@@ -185,7 +192,7 @@ def test_tally_of_nobody_is_the_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "edges, counts, variance, message",
+    ("edges", "counts", "variance", "message"),
     [
         ([0, 0.5], np.zeros((1, 1, 2)), 0, "from 0 to 1"),
         ([0, 0.5, 0.5, 1], np.zeros((1, 3, 2)), 0, "increase"),
@@ -265,7 +272,9 @@ def test_auc_is_within_its_bound_of_scikit_learns(bins: int) -> None:
         group, score, y = sample(np.random.default_rng(seed), 400)
         table = tally(edges, group, score, y, 4)
         binned, bound = auc(table).value, auc_bound(table).value
-        assert binned is not None and bound is not None and 0 <= bound <= 0.5
+        assert binned is not None
+        assert bound is not None
+        assert 0 <= bound <= 0.5
         assert abs(binned - roc_auc_score(y, score)) <= bound
         place = np.digitize(score, edges[1:-1])
         assert binned == pytest.approx(roc_auc_score(y, place))
@@ -291,7 +300,8 @@ def test_a_large_proportion_has_the_delta_methods_variance() -> None:
     p, n, v_hits, v_misses = 0.2, 1e6, 250_000.0, 90_000.0
     e = proportion(Noised(p * n, v_hits), Noised((1 - p) * n, v_misses))
     sd = math.sqrt(p * (1 - p) / n + ((1 - p) ** 2 * v_hits + p**2 * v_misses) / n**2)
-    assert e.low is not None and e.high is not None
+    assert e.low is not None
+    assert e.high is not None
     assert e.high - e.low == pytest.approx(2 * 1.959964 * sd, rel=1e-3)
 
 
@@ -309,7 +319,9 @@ def test_any_noised_counts_give_a_probability_or_nothing(
     if hits + misses <= 0:
         assert e == NOTHING
     else:
-        assert e.low is not None and e.value is not None and e.high is not None
+        assert e.low is not None
+        assert e.value is not None
+        assert e.high is not None
         assert 0 <= e.low <= e.value <= e.high <= 1
         assert not e.publishable or e.high - e.low < 1
         assert not e.publishable or hits + misses >= max(10, 3 * math.sqrt(v_hits + v_misses))
@@ -317,26 +329,30 @@ def test_any_noised_counts_give_a_probability_or_nothing(
 
 def test_nobody_has_no_rates() -> None:
     table = ScoreTable.zeros(EDGES, 1)
-    assert all(rate(table) == NOTHING for rate in RATES.values()) and auc_bound(table) == NOTHING
+    assert all(rate(table) == NOTHING for rate in RATES.values())
+    assert auc_bound(table) == NOTHING
     assert people(table) == Estimate(0, 0, 0, False)
     one_class = tally(EDGES, [0] * 50, np.full(50, 0.4), np.ones(50), 1)
-    assert auc(one_class) == NOTHING and false_positive_rate(one_class, 0.5) == NOTHING
+    assert auc(one_class) == NOTHING
+    assert false_positive_rate(one_class, 0.5) == NOTHING
 
 
 def test_a_perfect_ranking_of_few_people_is_not_certain() -> None:
     e = auc(tally(EDGES, [0] * 24, [0.1] * 12 + [0.9] * 12, [0] * 12 + [1] * 12, 1))
-    assert e.value == 1 and e.high == 1 and e.low is not None and 0.5 < e.low < 0.9
+    assert e.value == 1
+    assert e.high == 1
+    assert e.low is not None
+    assert 0.5 < e.low < 0.9
 
 
 def test_the_minimum_is_of_the_count_behind_the_rate() -> None:
     table = tally(EDGES, [0] * 100, [0.9] * 9 + [0.1] * 91, [1] * 9 + [0] * 91, 1)
     assert selection_rate(table, 0.5).publishable
-    assert (
-        not true_positive_rate(table, 0.5).publishable
-        and not positive_predictive_value(table, 0.5).publishable
-    )
+    assert not true_positive_rate(table, 0.5).publishable
+    assert not positive_predictive_value(table, 0.5).publishable
     assert true_positive_rate(table, 0.5, minimum=9).publishable
-    assert not auc(table).publishable and auc(table, minimum=9).publishable
+    assert not auc(table).publishable
+    assert auc(table, minimum=9).publishable
 
 
 def test_a_small_noisy_group_is_not_publishable() -> None:
