@@ -13,7 +13,9 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.node import DataError, Node, open_node
+from clients.ledger import LedgerError
+from clients.node import DataError, Node, NodeError, open_node
+from clients.policy import PolicyError
 from federation import protocol
 from federation.protocol import Ready, Reason, Refusal, Refused, RoundReply
 
@@ -54,6 +56,9 @@ def _answer(
         reason = refused.reason
     except DataError as error:
         node_log.error("the data does not fit the contract: %s", error)
+        reason = Reason.UNAVAILABLE
+    except (NodeError, PolicyError, LedgerError) as error:
+        node_log.error("this node cannot work: %s", error)
         reason = Reason.UNAVAILABLE
     except Exception as error:  # noqa: BLE001 - the wall: nothing of an error may leave
         node_log.error("failed with %s at %s", type(error).__name__, _where(error))

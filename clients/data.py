@@ -130,6 +130,8 @@ def _read_csv(path: Path, columns: Mapping[str, ReadAs] | None) -> dict[str, np.
         raise DataError(f"{path.name} has one column only: save it with commas between the cells")
     if not names:
         return {}
+    if path.read_bytes().count(b'"') % 2:  # the rows after it would be read as one cell
+        raise DataError(f'{path.name} has a quote (") without its pair')
     ragged: list[int] = []
 
     def skip(row: Any) -> str:

@@ -3,7 +3,8 @@
 One SQLite file with two append-only tables: `release` (what left, or may have left) and `reservation`
 (what a plan may still take; opened and closed by rows, never changed). One sequence and one hash chain
 run through both, so `verify` finds a row that was changed, removed or put in between. The chain has no
-key: whoever can write the file can also write a whole new one.
+key and no end mark: whoever can write the file can also write a whole new one or cut off its newest
+rows, which shows against a `head` that somebody else kept.
 
 A release is written and on the disk before its noise is drawn. A crash in between wastes budget; it
 never hides spending. The file stores releases and never an ε (`federation.privacy` computes that).
@@ -17,6 +18,7 @@ durable commit (one fsync; a rollback journal takes two to three times as long),
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -78,8 +80,8 @@ class Budget:
     delta: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon:
-            raise ValueError(f"budget.epsilon must be above 0, got {self.epsilon!r}")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"budget.epsilon must be above 0 and finite, got {self.epsilon!r}")
         if not 0 < self.delta < 1:
             raise ValueError(f"budget.delta must be in (0, 1), got {self.delta!r}")
 
@@ -133,9 +135,8 @@ class Ledger:
         self._seq = 0
         self._charged: list[Release] = []
         self._open: dict[str, Counter[Release]] = {}  # by plan: steps not yet charged, by one-step release
-        self._claimed: tuple[Spending, float] | None = (
-            None  # charged and reserved, and its ε; None: not known
-        )
+        # what is charged and reserved, and its ε; None: to be computed when it is next needed
+        self._claimed: tuple[Spending, float] | None = None
         with self._errors():
             if scope == "this run alone":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,20 +172,22 @@ class Ledger:
         Call it before the noise is drawn; a draw that is repeated is a new charge. Uses up the plan's
         reservation; what goes beyond it must fit the budget, else `Refused(BUDGET)` and nothing changes.
         """
-        with self._writing():
-            (named,) = self._named(plan_sha256, [release])
-            beyond = named.steps - min(named.steps, self._reserved(plan_sha256, named))
-            claimed = self._admit([replace(named, steps=beyond)] if beyond else [])
-            entry = self._append_charge(plan_sha256, order_id, named)
-        self._apply(entry, claimed)
+        with self._lock:
+            with self._writing():
+                (named,) = self._named(plan_sha256, [release])
+                beyond = named.steps - min(named.steps, self._reserved(plan_sha256, named))
+                claimed = self._admit([replace(named, steps=beyond)] if beyond else [])
+                entry = self._append_charge(plan_sha256, order_id, named)
+            self._apply(entry, claimed)
 
     def release_reservation(self, plan_sha256: str) -> None:
         """Give back what the plan reserved and did not charge. Nothing happens if it has no reservation."""
-        with self._writing():
-            if plan_sha256 not in self._open:
-                return
-            entry = self._append_reservation("return", plan_sha256, _merged(self._open[plan_sha256]))
-        self._apply(entry, None)
+        with self._lock:
+            with self._writing():
+                if plan_sha256 not in self._open:
+                    return
+                entry = self._append_reservation("return", plan_sha256, _merged(self._open[plan_sha256]))
+            self._apply(entry, None)
 
     def releases(self) -> tuple[Release, ...]:
         """Everything charged, oldest first, one release per charge, with its split id."""
@@ -242,28 +245,17 @@ class Ledger:
         """What is claimed once `extra` is; `Refused(BUDGET)` where that exceeds the budget."""
         if self.budget is None:
             return None
-        claimed = self._claimed
-        if claimed is None:
+        if self._claimed is None:
             reserved = (release for steps in self._open.values() for release in _merged(steps))
             spending = Spending().plus([*self._charged, *reserved])
-            claimed = self._claimed = (spending, spending.epsilon(self.budget.delta))
+            self._claimed = (spending, spending.epsilon(self.budget.delta))
+        claimed = self._claimed
         if extra:
             spending = claimed[0].plus(extra)
             claimed = (spending, spending.epsilon(self.budget.delta))
         if claimed[1] > self.budget.epsilon:
-            self._refuse(claimed[1])
+            _refuse(self.budget, self._claimed[1], claimed[1])
         return claimed
-
-    def _refuse(self, after: float) -> NoReturn:
-        from federation.protocol import Reason, Refused  # here: it takes seconds and is rarely needed
-
-        assert self.budget is not None and self._claimed is not None  # noqa: S101 - _admit
-        raise Refused(
-            Reason.BUDGET,
-            f"budget: epsilon would be {after:.4g} at delta {self.budget.delta:g}, the budget is"
-            f" {self.budget.epsilon:g} and {self._claimed[1]:.4g} of it is charged or reserved:"
-            " ask for fewer steps or more noise, or give back the reservation of a plan that has ended",
-        )
 
     def _reserved(self, plan_sha256: str, release: Release) -> int:
         return self._open.get(plan_sha256, Counter())[replace(release, steps=1)]
@@ -308,12 +300,13 @@ class Ledger:
         if self._pragma("user_version") > VERSION:
             raise LedgerError(f"{self.path} was written by a newer fedrisk: install that version to use it")
         _use_write_ahead_log(self._db, wait)
+        genesis = self._genesis()
         (scope,) = self._db.execute("SELECT scope FROM ledger").fetchone()
         if scope != self.scope:
             raise LedgerError(
                 f"{self.path} is a ledger of {scope!r} and cannot become one of {self.scope!r}: use another file"
             )
-        return self._genesis()
+        return genesis
 
     def _make(self) -> None:
         """Turn a new file into a ledger, unless another process has just done so."""
@@ -346,11 +339,12 @@ class Ledger:
 
     def _read(self, after: int, chain: str) -> Iterator[Entry]:
         """The entries after number `after`, whose hash is `chain`, each checked against the chain."""
-        rows = [
-            (table, row)
-            for table in ("release", "reservation")
-            for row in self._db.execute(f"SELECT * FROM {table} WHERE seq > ?", (after,))  # noqa: S608
-        ]
+        with contextlib.nullcontext() if self._db.in_transaction else self._snapshot():
+            rows = [
+                (table, row)
+                for table in ("release", "reservation")
+                for row in self._db.execute(f"SELECT * FROM {table} WHERE seq > ?", (after,))  # noqa: S608
+            ]
         for table, row in sorted(rows, key=lambda found: int(found[1][0])):
             after, chain = after + 1, _chain(chain, table, row[:-1])
             if row[0] != after or row[-1] != chain:
@@ -361,8 +355,10 @@ class Ledger:
                 self._broken(after)
 
     def _genesis(self) -> str:
-        birth = self._db.execute("SELECT id, scope, created FROM ledger").fetchone()
-        return _chain("", "ledger", birth)
+        births = self._db.execute("SELECT id, scope, created FROM ledger").fetchall()
+        if len(births) != 1:
+            self._broken(0)
+        return _chain("", "ledger", births[0])
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -374,8 +370,11 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction on the newest state, durable at its end; whatever is raised leaves the file as it was."""
-        with self._lock, self._errors(), self._transaction():
+        """A transaction on the newest state, durable at its end; whatever is raised leaves the file as it was.
+
+        The caller holds the lock until it has taken the new row into the state in memory.
+        """
+        with self._errors(), self._transaction():
             self._catch_up()
             yield
 
@@ -391,7 +390,7 @@ class Ledger:
             raise
 
     def _snapshot(self) -> contextlib.AbstractContextManager[None]:
-        """Several reads of one state."""
+        """Several reads of one state: another process may append in between."""
         return self._transaction("BEGIN")
 
     @contextlib.contextmanager
@@ -403,6 +402,8 @@ class Ledger:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code == sqlite3.SQLITE_NOTADB:
                 self._not_a_ledger()
+            if isinstance(error, sqlite3.ProgrammingError):
+                raise LedgerError(f"{self.path} is closed: open it again to use it") from None
             what = _TROUBLE.get(
                 code, f"cannot be used ({type(error).__name__}): restore it from its last copy"
             )
@@ -442,6 +443,17 @@ _TROUBLE = {
     sqlite3.SQLITE_CORRUPT: "is damaged: restore it from its last copy",
     sqlite3.SQLITE_CONSTRAINT: "takes no change to what is written, a ledger is append-only: leave its rows alone",
 }
+
+
+def _refuse(budget: Budget, claimed: float, after: float) -> NoReturn:
+    from federation.protocol import Reason, Refused  # here: it takes seconds and is rarely needed
+
+    raise Refused(
+        Reason.BUDGET,
+        f"budget: epsilon would be {after:.4g} at delta {budget.delta:g}, the budget is {budget.epsilon:g} and"
+        f" {claimed:.4g} of it is charged or reserved: ask for fewer steps or more noise, or give back the"
+        " reservation of a plan that has ended",
+    )
 
 
 def _use_write_ahead_log(db: sqlite3.Connection, wait: float) -> None:

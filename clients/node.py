@@ -4,9 +4,11 @@ A folder holds `node.toml` (what this agency is), `policy.toml` (what it permits
 that only this node has), `ledger.db` and `node.log`. Nothing here knows where the order came from.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
+import os
 import secrets
 import tomllib
 from collections.abc import Callable
@@ -40,6 +42,9 @@ from federation.protocol import (
 from models import risk
 from models.contract import Contract, ContractError
 from models.features import layout
+
+
+KEY_BYTES = 32
 
 
 class NodeError(ValueError):
@@ -269,12 +274,22 @@ def _read_node_file(path: Path) -> NodeFile:
 
 @functools.cache
 def _split_key(folder: Path) -> bytes:
-    """The node's secret for the split, made at first use, readable by its owner alone."""
+    """The node's secret for the split, made at first use, readable by its owner alone.
+
+    It appears whole: two processes that start at once, or one that is killed, leave no half of a key.
+    """
     path = folder / "split.key"
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_bytes(secrets.token_bytes(32))
-    return path.read_bytes()
+        whole = folder / f".split.key.{secrets.token_hex(8)}"
+        whole.touch(mode=0o600)
+        whole.write_bytes(secrets.token_bytes(KEY_BYTES))
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(whole, path)
+        whole.unlink()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise NodeError(f"{path} must hold {KEY_BYTES} bytes: put the node's own key back, or remove the file")
+    return key
 
 
 def _file_log(folder: Path, name: str) -> logging.Logger:

@@ -59,8 +59,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         raise SettingsError(str(error).splitlines()[0]) from None
 
 
-def read(config: DictConfig) -> Study:
+def read(config: DictConfig, *, tables: bool = True) -> Study:
     """The study that `config` describes. Settings are checked before any data is touched.
+
+    tables: False for a deployment, whose agencies keep their tables on their own machines.
 
     Raises:
         SettingsError: a setting is unknown, of the wrong type, or impossible; all are named at once.
@@ -73,28 +75,38 @@ def read(config: DictConfig) -> Study:
     purpose = values.get("purpose") or contract.get("purpose")
     settings = checked(Settings, values | {"purpose": purpose or "unstated"})
     if data.source == "own":
-        contract_path, _ = read_agencies(Path(data.agencies or ""))
+        contract_path, _ = read_agencies(Path(data.agencies or ""), tables=tables)
         contract = _read_yaml(contract_path)
     contract = _contract(contract, "contract").to_dict()
     if settings.purpose == "unstated":
         settings = settings.but(purpose=contract["purpose"])
-    agencies = agencies_of(data, settings.output)
+    agencies = agencies_of(data, settings.output, tables=tables)
+    contract |= {} if data.source == "own" else _split_of(agencies)
     participants = [participant_of(agency) for agency in agencies]
     whole = {"settings": settings, "contract": contract, "participants": participants}
     return Study(checked(Experiment, whole), data, agencies, compare)
 
 
-def agencies_of(data: Data, output: str) -> tuple[Agency, ...]:
+def agencies_of(data: Data, output: str, *, tables: bool = True) -> tuple[Agency, ...]:
     """The agencies with their tables, which a loader writes under `output`/data where they are not there yet."""
     if data.source == "own":
-        return read_agencies(Path(data.agencies or ""))[1]
+        return read_agencies(Path(data.agencies or ""), tables=tables)[1]
     options = data.options | ({} if data.root is None else {"root": data.root})
     return read_agencies(prepare(data.source, options, Path(output) / "data"))[1]
 
 
+def _split_of(agencies: Sequence[Agency]) -> dict[str, Any]:
+    """The split column that a loader wrote into the contract beside its tables (FLamby's), if it did."""
+    beside = agencies[0].table.parent / "contract.yaml"
+    found = _read_yaml(beside) if beside.is_file() else {}
+    return {"split": found["split"]} if "split" in found else {}
+
+
 def participant_of(agency: Agency) -> Participant:
     """What everybody may know about `agency`."""
-    return Participant(name=agency.name, kind=agency.kind, public_size=agency.public_size, weight=agency.weight)
+    return Participant(
+        name=agency.name, kind=agency.kind, public_size=agency.public_size, weight=agency.weight
+    )
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

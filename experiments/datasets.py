@@ -2,7 +2,7 @@
 
 `read_agencies` reads any such folder, also one written by hand. The loaders write it for public files that
 the user has (`heart`, `compas`, `iowa`) and for made-up people (`synthetic`). They check a file's SHA-256 before
-they parse it, read only the columns they need, and never read or keep an identifier.
+they parse it, read only the columns they need, and keep no identifier.
 """
 
 import hashlib
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CONTRACTS: Final = REPOSITORY / "conf" / "contract"
-FORMAT: Final = 1  # of the folder; a new number makes `prepare` write everything again
+CODE: Final = (
+    Path(__file__),
+    Path(__file__).with_name("synthetic.py"),
+)  # when it changes, so may what it writes
 
 
 class DataError(ValueError):
@@ -51,9 +54,10 @@ class Agency:
 # --- the common form ------------------------------------------------------------------------------------
 
 
-def read_agencies(path: Path) -> tuple[Path, tuple[Agency, ...]]:
+def read_agencies(path: Path, *, tables: bool = True) -> tuple[Path, tuple[Agency, ...]]:
     """The contract's path and the agencies of an agencies.yaml (or of the folder that holds one).
 
+    tables: False where the agencies keep theirs elsewhere; then `table` is not looked at and may be left out.
     `DataError` lists everything that is wrong with it.
     """
     path = path / "agencies.yaml" if path.is_dir() else path
@@ -65,7 +69,8 @@ def read_agencies(path: Path) -> tuple[Path, tuple[Agency, ...]]:
         entries = []
         problems.append("agencies must be a list of at least one agency")
     agencies = [
-        _agency(entry, f"agencies[{i}]", path.parent, kinds, problems) for i, entry in enumerate(entries)
+        _agency(entry, f"agencies[{i}]", path.parent, kinds, problems, tables)
+        for i, entry in enumerate(entries)
     ]
     for what in ("name", "table"):
         problems += _repeated(what, [agency and getattr(agency, what) for agency in agencies])
@@ -114,7 +119,7 @@ def _contract(path: Path, value: object, problems: list[str]) -> tuple[Path, tup
 
 
 def _agency(
-    entry: object, where: str, folder: Path, kinds: tuple[str, ...], problems: list[str]
+    entry: object, where: str, folder: Path, kinds: tuple[str, ...], problems: list[str], tables: bool
 ) -> Agency | None:
     """The agency of one entry, or None after adding to `problems`."""
     if not isinstance(entry, dict):
@@ -130,7 +135,7 @@ def _agency(
         found.append(f"{where}.kind must be one of the contract's kinds ({', '.join(kinds)}), got {kind!r}")
     if not kinds and kind is not None:
         found.append(f"{where}.kind must be left out, because the contract declares no kinds")
-    found += _table_problems(table, where, folder)
+    found += _table_problems(table, where, folder) if tables else []
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         found.append(f"{where}.public_size must be a whole number of at least 1, got {size!r}")
     elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
@@ -138,7 +143,7 @@ def _agency(
     if found:
         problems += found
         return None
-    return Agency(str(name), kind, folder / str(table), int(str(size)), float(str(weight)))
+    return Agency(str(name), kind, folder / str(table or name), int(str(size)), float(str(weight)))
 
 
 def _table_problems(table: object, where: str, folder: Path) -> list[str]:
@@ -558,14 +563,12 @@ def _chosen(name: str, options: dict[str, str]) -> dict[str, str]:
 
 def _recipe(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides what is in a folder."""
-    sources = {source.path: list(source.sha256) for source in SOURCES[name]}
-    contract = hashlib.sha256(_contract_text(name).encode()).hexdigest()
     return {
-        "format": FORMAT,
         "name": name,
         "options": dict(options),
-        "sources": sources,
-        "contract": contract,
+        "sources": {source.path: list(source.sha256) for source in SOURCES[name]},
+        "contract": hashlib.sha256(_contract_text(name).encode()).hexdigest(),
+        "code": hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest(),
     }
 
 

@@ -5,9 +5,12 @@ engine is a Flower `Grid` that hands each message to the ClientApp in this proce
 """
 
 import hashlib
+import json
 import os
 import subprocess
+import sys
 import tempfile
+import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +21,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.utils import get_flwr_home
 
 from experiments.datasets import Agency
 from federation.experiment import Experiment, SettingsError
 from federation.server.app import Job, make_app, run_job
+from federation.server.result import software_version
 
 FLOWER_ENV = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+FLOWER_SECONDS = 120.0  # how long `flwr run` may take
 
 
 class LocalGrid(Grid):
@@ -52,7 +58,12 @@ class LocalGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -71,7 +82,9 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
 
@@ -107,8 +120,6 @@ def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
             "init_args": {"logging_level": "error", "log_to_driver": False, "include_dashboard": False},
         },
     )
-    import json
-
     result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
     return result
 
@@ -121,21 +132,78 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
 
 
 def submit(superlink: str, experiment: Experiment, run_id: str) -> str:
-    """Hand the run to a SuperLink with Flower's own `flwr run`; returns Flower's answer (JSON text)."""
-    root = Path(__file__).resolve().parent.parent
+    """Hand the run to a SuperLink with Flower's own `flwr run`; returns Flower's number for the run.
+
+    The bundle that Flower distributes is one pyproject.toml without any code: it names the apps, and the
+    coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the
+    SuperLink does not take the run.
+    """
+    import tomli_w
+
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "run.toml"
-        config.write_text(f'experiment = "{experiment.encode()}"\nrun-id = "{run_id}"\n')
+        app, config = Path(folder) / "fedrisk", Path(folder) / "run.toml"
+        app.mkdir()
+        (app / "pyproject.toml").write_text(tomli_w.dumps(_bundle()))
+        config.write_text(tomli_w.dumps({"experiment": experiment.encode(), "run-id": run_id}))
+        options = ["--run-config", str(config), "--format", "json"]
+        answer = _flower(superlink, ["run", str(app), superlink, *options])
+    return str(answer["run-id"])
+
+
+def _bundle() -> dict[str, Any]:
+    """A Flower App of the installed fedrisk, as pyproject.toml says it. No dependencies: nobody may fetch any."""
+    app = {
+        "publisher": "fedrisk",
+        "components": {"serverapp": "federation.server.app:app", "clientapp": "clients.app:app"},
+        "config": {"experiment": "", "run-id": ""},
+    }
+    project = {
+        "name": "fedrisk",
+        "version": software_version(),
+        "description": "Runs the installed fedrisk.",
+        "license": "Apache-2.0",
+    }
+    return {"project": project, "tool": {"flwr": {"app": app}}}
+
+
+def _flower(superlink: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `flwr` says as JSON; it exits with 0 also when it fails, so only its answer counts."""
+    known = _superlinks()
+    address = known.get(superlink, {}).get("address", "")
+    if not address or str(address).startswith(":"):  # ":local:" is a simulation that Flower starts itself
+        raise SettingsError(
+            f"there is no SuperLink {superlink!r}: {get_flwr_home() / 'config.toml'} needs a section "
+            f"[superlink.{superlink}] with its address (docs/deploying.md)"
+        )
+    try:
         done = subprocess.run(
-            ["flwr", "run", str(root), superlink, "--run-config", str(config), "--format", "json"],
+            [sys.executable, "-P", "-m", "flwr.cli.app", *arguments],
             env={**os.environ, **FLOWER_ENV},
             capture_output=True,
             text=True,
             check=False,
+            timeout=FLOWER_SECONDS,
         )
-    if done.returncode != 0:
-        raise SettingsError(f"the SuperLink {superlink!r} did not take the run: {(done.stdout + done.stderr).strip()}")
-    return done.stdout
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        answer = {"error-message": f"no answer within {FLOWER_SECONDS:.0f} seconds"}
+    except ValueError:
+        answer = {"error-message": done.stderr or done.stdout}
+    if not answer.get("success"):
+        why = str(answer.get("error-message", "")).strip().splitlines() or ["no reason given"]
+        raise SettingsError(f"the SuperLink {superlink!r} at {address} did not take the run: {why[-1]}")
+    return answer
+
+
+def _superlinks() -> dict[str, dict[str, Any]]:
+    """Flower's own list of SuperLinks that this person knows, by name."""
+    try:
+        found = tomllib.loads((get_flwr_home() / "config.toml").read_text()).get("superlink", {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{get_flwr_home() / 'config.toml'} cannot be read: {error}") from None
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
 
 
 def make_node_folders(
@@ -168,6 +236,8 @@ def make_node_folders(
         (home / "contract.yaml").write_text(yaml.safe_dump(dict(contract), sort_keys=False))
         (home / "node.toml").write_text(tomli_w.dumps(facts))
         (home / "policy.toml").write_text(tomli_w.dumps(policy))
-        (home / "split.key").write_bytes(hashlib.blake2b(f"{seed}|{agency.name}|split".encode()).digest()[:32])
+        (home / "split.key").write_bytes(
+            hashlib.blake2b(f"{seed}|{agency.name}|split".encode()).digest()[:32]
+        )
         folders.append(home)
     return folders

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.config import CONF, Data, Study, compose, participant_of, read
 from experiments.datasets import Agency, DataError, read_agencies
-from federation.experiment import Experiment, SettingsError, checked
+from federation.experiment import Experiment, Settings, SettingsError, checked
 from federation.server.checkpoint import CheckpointError
 from federation.server.rounds import RunError
 from federation.server.tracking import TrackerError
@@ -75,7 +75,7 @@ def start(
 
     settings = experiment.settings
     console = Console()
-    _log_to_file(folder)
+    log_to_file(folder)
     nodes = engines.make_node_folders(
         agencies, experiment.contract, folder / "nodes", seed=settings.seed, min_people=data.min_people
     )
@@ -97,10 +97,22 @@ def submit_run(superlink: str, overrides: Sequence[str]) -> None:
     """Compose, check and hand over a run; nothing of a table is read here."""
     from experiments import engines
 
-    study = read(compose([*overrides, "engine=superlink"]))
-    run_id = new_run_id(study.experiment.settings.name)
-    print(engines.submit(superlink, study.experiment, run_id).strip())
-    print(f"run {run_id}: result in {study.experiment.settings.output}/{run_id}/ on the coordinator's machine")
+    study = read(compose([*overrides, "engine=superlink"]), tables=False)
+    settings = _with_whole_paths(study.experiment.settings)
+    run_id = new_run_id(settings.name)
+    number = engines.submit(superlink, study.experiment.but(settings=settings), run_id)
+    print(f"run     {run_id}, which Flower calls {number}")
+    print(f"result  {settings.output}/{run_id}/result.json, on the machine of the SuperLink")
+    print(f"watch   flwr ls {superlink} --run-id {number}")
+    print(f"        flwr log {number} {superlink} --stream")
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """`settings` without relative paths: the ServerApp that reads them starts in another folder."""
+    uri = settings.tracking.uri
+    if uri.startswith("sqlite:///"):
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return settings.but(output=str(Path(settings.output).absolute()), tracking=settings.tracking.but(uri=uri))
 
 
 def check_agencies(path: Path, min_people: int) -> None:
@@ -154,7 +166,7 @@ def _reference_adder(experiment: Experiment, data: Data, agencies: Sequence[Agen
     return add
 
 
-def _log_to_file(folder: Path) -> None:
+def log_to_file(folder: Path) -> None:
     """Flower's and our own log lines go to the run's folder, not to the screen."""
     handler = logging.FileHandler(folder / "run.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

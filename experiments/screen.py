@@ -28,7 +28,9 @@ class Screen:
 
     def start(self, header: Mapping[str, Any]) -> None:
         absent = {name: facts for name, facts in header["status"].items() if facts["status"] != "trained"}
-        self._say(f"{len(header['status']) - len(absent)} agencies take part; plan {header['plan'].sha256[:12]}")
+        self._say(
+            f"{len(header['status']) - len(absent)} agencies take part; plan {header['plan'].sha256[:12]}"
+        )
         for name, facts in sorted(absent.items()):
             self._say(f"  [yellow]{name} does not take part[/]: {facts['reason']}")
         if header["resumed_at"]:
@@ -44,7 +46,9 @@ class Screen:
 
     def checkpoint(self, record: Mapping[str, Any]) -> None:
         if not self._headed:
-            self._say(f"[bold]{'part':<6}{'round':>6}{'AUC':>22}{'Brier':>9}{'worst gap':>11}{'ε (busiest)':>13}[/]")
+            self._say(
+                f"[bold]{'part':<6}{'round':>6}{'AUC':>22}{'Brier':>9}{'worst gap':>11}{'ε (busiest)':>13}[/]"
+            )
             self._headed = True
         self._say(checkpoint_line(record))
 

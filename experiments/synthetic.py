@@ -4,6 +4,7 @@
 model should find. Every number below that shapes the population is declared here and explained in docs/synthetic.md.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -136,8 +137,8 @@ BLOCKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 class Kind:
     """A kind of agency: what it holds, how large it is, whom it meets and how often its fields are empty.
 
-    people: how many it knows where the option `people` is 1. draws: log-odds of being known to it, by standardised trait.
-    gaps: its rate of missing values as a multiple of the option `missing`.
+    people: about how many it knows where the option `people` is 1. draws: log-odds of being known to it, by
+    standardised trait. gaps: its rate of missing values as a multiple of the option `missing`.
     """
 
     name: str
@@ -163,8 +164,9 @@ MAY_BE_MISSING: Final = ("deprivation", "employment", "household", "moves", "sub
 class Options:
     """What a user may set. people: the size of everything, 1 is 3,000 people per agency on average.
 
-    The rest are shares from 0 to 0.5. known_to_several: of the people known to any agency, known to more than one (a quarter of them to three).
-    repeated: of an agency's people, those with one to three older rows as well. missing: average missing values.
+    The rest are shares from 0 to 0.5. known_to_several: of the people known to any agency, those known to more
+    than one (a quarter of them to three). repeated: of an agency's people, those with one to three older rows
+    as well. missing: of the cells that may be empty, those that are, on average.
     """
 
     seed: int = 0
@@ -177,7 +179,7 @@ class Options:
         if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}")
         shares = dict.fromkeys(("known_to_several", "repeated", "missing"), (0.0, 0.5))
-        for name, (low, high) in {"people": (0.02, 100.0), **shares}.items():
+        for name, (low, high) in {"people": (0.05, 100.0), **shares}.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value <= high:
                 raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
@@ -243,7 +245,7 @@ def _traits(
     young = (40 - age) / 15
 
     def count(log_mean: np.ndarray, most: float) -> np.ndarray:
-        return np.minimum(rng.poisson(np.exp(np.clip(log_mean, -6, 4))), most).astype(float)
+        return np.asarray(np.minimum(rng.poisson(np.exp(np.clip(log_mean, -6, 4))), most), dtype=float)
 
     def flag(logit: np.ndarray) -> np.ndarray:
         return (rng.random(n) < sigmoid(logit)).astype(float)
@@ -351,13 +353,13 @@ def _members(
     member = np.zeros((n, len(KINDS)), dtype=bool)
     ends = np.round(np.cumsum([kind.people for kind in KINDS]) / PEOPLE * known).astype(int)
     for a, size in enumerate(np.diff(ends, prepend=0)):
-        keys = liking[:, a] + rng.gumbel(
-            size=n
-        )  # the largest keys: sampling without replacement by exp(liking)
+        # the largest of these keys are a sample without replacement, with chances exp(liking)
+        keys = liking[:, a] + rng.gumbel(size=n)
         keys[member.any(axis=1)] = -np.inf
         member[np.argsort(-keys, kind="stable")[:size], a] = True
-    also = rng.permutation(np.flatnonzero(member.any(axis=1)))[: round(several * known)]
-    size = np.log([kind.people for kind in KINDS]) - np.log(np.exp(liking[also]).mean(axis=0))
+    met = rng.permutation(np.flatnonzero(member.any(axis=1)))
+    also = met[: round(several * known)]
+    size = np.log([kind.people for kind in KINDS]) - np.log(np.exp(liking[met]).mean(axis=0))
     for who in (also, also[: len(also) // 4]):
         keys = liking[who] + size + rng.gumbel(size=(len(who), len(KINDS)))
         keys[member[who]] = -np.inf
@@ -368,8 +370,8 @@ def _members(
 def declared_size(kind: Kind, people: float) -> int:
     """The people that an agency says it serves, to two significant digits: declared, never counted from a table."""
     nominal = kind.people * people
-    unit = 10 ** max(0, int(np.floor(np.log10(nominal))) - 1)
-    return round(nominal / unit) * unit
+    unit = 10.0 ** max(0, math.floor(math.log10(nominal)) - 1)
+    return int(round(nominal / unit) * unit)
 
 
 def tables(people: Population) -> dict[str, dict[str, np.ndarray]]:

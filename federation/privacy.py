@@ -136,8 +136,9 @@ def epsilon(releases: Sequence[Release], delta: float, accountant: Accountant = 
     (Feldman & Zrnic 2021, arXiv:2008.11193). "rdp" takes the best order afterwards, so it is not that
     filter. "pld" is 5-10% tighter and slower; use it for one experiment that was committed to beforehand.
 
-    Above ε of about 30 dp-accounting's low orders do not converge and are left out: the number stays an
-    upper bound but is no longer monotone in the noise.
+    At orders that are not whole, dp-accounting bounds the divergence from above, and leaves out low orders
+    that do not converge: "rdp" is then up to 1% above the exact value at ε = 14 and 2% at 29, never below.
+    Beyond ε of about 30 it stays an upper bound but is no longer monotone in the noise.
     """
     _check_delta(delta)
     if any(release.noise_multiplier == 0 for release in releases):

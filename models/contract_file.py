@@ -4,6 +4,7 @@ Nothing stops at the first mistake: `read` gives a contract (with neutral values
 wrong) and every problem as a sentence. Used by `Contract.from_dict` alone.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,8 +64,6 @@ def read(values: Mapping[str, Any]) -> tuple[Contract, tuple[str, ...]]:
 
 
 def _columns(top: Section) -> Iterator[Column]:
-    if "columns" not in top:
-        top.say("columns", "is required")
     for name, value, path in top.named("columns"):
         section = Section(value, path, top.problems)
         match section.choice("type", TYPES):
@@ -83,8 +82,12 @@ def _columns(top: Section) -> Iterator[Column]:
             case "flag":
                 yield Flag(name, section.choice("missing", INDICATOR), section.optional_text("block"))
                 section.close()
-            case None if "type" not in section:
-                section.say("type", f"is required: {', '.join(TYPES)}")
+            case None:
+                if "type" not in section:
+                    section.say("type", f"is required: {', '.join(TYPES)}")
+                yield Flag(
+                    name, None, section.optional_text("block")
+                )  # stands in, so the rest can be checked
 
 
 def _number(name: str, section: Section) -> Number:
@@ -137,7 +140,7 @@ def _group(name: str, section: Section) -> Group:
         section.say("levels", "is required: which levels does the audit compare?")
     elif edges and len(levels) != len(edges) + 1:
         section.say("levels", f"must be one more than edges, got {len(levels)} levels and {len(edges)} edges")
-    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if any(low >= high for low, high in itertools.pairwise(edges)):
         section.say("edges", "must ascend")
     uses = Counter(value for level in levels for value in level.values)
     for value in sorted(value for value, count in uses.items() if count > 1):
@@ -191,7 +194,7 @@ def _unit(section: Section) -> Unit:
         section.optional_text("order_by"),
     )
     section.close()
-    if kind == "person" and unit.column is None:
+    if kind == "person" and not unit.column:
         section.say("column", "is required where the unit is a person")
     if kind == "row" and unit != Unit("row"):
         section.say("kind", "is row, so column, rows and order_by must be left out")

@@ -30,6 +30,7 @@ class Section:
             self._values = {str(key): item for key, item in value.items()}
         else:
             problems.append(f"{where or 'the contract'} must be a mapping of settings")
+            self.problems = []  # said once: what is not there cannot be wrong as well
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -44,10 +45,12 @@ class Section:
         return self._values.get(key)
 
     def section(self, key: str) -> "Section":
-        """A mapping that must be there."""
-        if key not in self:
-            self.say(key, "is required")
-        return Section(self.take(key) if key in self else {}, self._path(key), self.problems)
+        """A mapping that must be there; where it is not, that is all that is reported of it."""
+        if key in self:
+            return Section(self.take(key), self._path(key), self.problems)
+        self.take(key)
+        self.say(key, "is required")
+        return Section({}, self._path(key), [])
 
     def named(self, key: str) -> Iterator[tuple[str, object, str]]:
         """Named items as (name, value, path), from `{age: {...}}` or from `[{name: age, ...}]`.
@@ -67,9 +70,10 @@ class Section:
 
     def text(self, key: str) -> str:
         """Text that must be there."""
-        if key not in self:
+        found = self.optional_text(key)
+        if found == "" or key not in self:
             self.say(key, "is required")
-        return self.optional_text(key) or ""
+        return found or ""
 
     def optional_text(self, key: str) -> str | None:
         """Text, or None where the key is absent."""
@@ -77,7 +81,7 @@ class Section:
         if value is None:
             return None
         text = as_level(value)
-        if not text:
+        if text is None:
             self.say(key, QUOTE_IT)
         return text
 

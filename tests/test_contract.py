@@ -57,9 +57,9 @@ def changed(base: dict[str, Any], **parts: Any) -> dict[str, Any]:
         for key in way:
             place = place.setdefault(key, {})
         if value is None:
-            del place[last]
+            place.pop(last, None)
         else:
-            place[last] = value
+            place[last] = copy.deepcopy(value)
     return values
 
 
@@ -284,7 +284,7 @@ SEX = {"sex": {"column": "sex", "levels": {"f": ["F"], "m": ["M"]}}}
         ({"unit__column": "y"}, "label, unit and split must have columns of their own, got 'y' twice"),
         ({"split": {"column": "age"}}, "split 'age' must not be a feature too"),
         ({"columns": {}}, "columns must have at least one column"),
-        ({"columns": None}, "columns is required"),
+        ({"columns": None}, "columns must have at least one column"),
         ({"columns__age__min": 10}, "columns.age.min must be below max, got 10 and 10"),
         ({"columns__age__min": None}, "columns.age.min is required"),
         ({"columns__age__min": "low"}, "columns.age.min must be a number, got 'low'"),
@@ -313,7 +313,10 @@ SEX = {"sex": {"column": "sex", "levels": {"f": ["F"], "m": ["M"]}}}
         (BLOCK | {"blocks__b__held_by": ["polise"]}, "blocks.b.held_by names 'polise', which is not one of"),
         (BLOCK | {"columns__age__block": None}, "blocks.b has no column"),
         (BLOCK | {"label__held_by": ["police"]}, "blocks.b is held by no kind that holds the label"),
-        (BLOCK | {"label__held_by": ["council"]}, "label.held_by names 'council', which is not one of kinds"),
+        (
+            {"kinds": ["police"], "label__held_by": ["council"]},
+            "label.held_by names 'council', which is not one of kinds",
+        ),
         (BLOCK | {"unit__order_by": "age"}, "unit.order_by 'age' must not be in a block"),
         ({"groups": {"sex": {"column": "sex"}}}, "groups.sex.levels is required"),
         ({"groups": SEX, "groups__sex__levels__f": []}, "groups.sex.levels.f.values must be a list"),
@@ -463,7 +466,7 @@ def test_a_problem_names_the_column_and_the_rule(columns: dict[str, np.ndarray],
 def test_flags_must_be_flags() -> None:
     (problem,) = said(table(in_care=text("0", "1", CANARY, "0", "0", "0")), "health")
     assert problem == "column 'in_care' must be 0 or 1, true or false, yes or no"
-    assert said(table(in_care=np.array([0.0, 1, 1, 0, 1, -0.0])), "health") == []
+    assert said(table(in_care=np.array([-0.0, 1, 1, 0, 1, 0.0])), "health") == []
 
 
 def test_an_empty_table() -> None:

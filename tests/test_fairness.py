@@ -59,22 +59,22 @@ def alone(n_groups: int) -> dict[str, tuple[int, ...]]:
     return {str(g): (g,) for g in range(n_groups)}
 
 
+SHARES_OF_FOUR = shares((-1.0, -0.5, -0.2, -0.8), (0.0, 0.2, 0.4, 0.0))
+
+
 # Laws
 
 
 @given(st.permutations(range(4)), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_names_and_order_of_groups_change_nothing(order: list[int], seed: int) -> None:
-    table = noised(np.random.default_rng(seed), shares_of_four, 2000, 3.0)
+    table = noised(np.random.default_rng(seed), SHARES_OF_FOUR, 2000, 3.0)
     shuffled = ScoreTable(EDGES, table.counts[order], table.variance[order])
     for gap in GAPS.values():
         before, after = gap(table, alone(4), CUTOFF), gap(shuffled, alone(4), CUTOFF)
         assert before.publishable == after.publishable
         for end in ("value", "low", "high"):
             assert getattr(before, end) == pytest.approx(getattr(after, end))
-
-
-shares_of_four = shares((-1.0, -0.5, -0.2, -0.8), (0.0, 0.2, 0.4, 0.0))
 
 
 def test_splitting_people_over_agencies_changes_no_gap() -> None:
@@ -89,7 +89,7 @@ def test_the_interval_holds_the_value_and_stays_in_range() -> None:
     rng = np.random.default_rng(0)
     for n in (50, 200, 1000, 5000):
         for _ in range(30):
-            for gap in gaps(noised(rng, shares_of_four, n, 5.0), alone(4), CUTOFF).values():
+            for gap in gaps(noised(rng, SHARES_OF_FOUR, n, 5.0), alone(4), CUTOFF).values():
                 if gap != NOTHING:
                     assert gap.low is not None
                     assert gap.value is not None
@@ -189,7 +189,7 @@ def test_the_worst_gap_is_the_largest_and_its_interval_is_no_narrower() -> None:
 
 
 def test_the_worst_of_one_attribute_is_its_own() -> None:
-    table = noised(np.random.default_rng(0), shares_of_four, 3000, 3.0)
+    table = noised(np.random.default_rng(0), SHARES_OF_FOUR, 3000, 3.0)
     assert worst_gap(table, {"sex": SEX}, CUTOFF) == ("sex", equalized_odds(table, SEX, CUTOFF))
 
 

@@ -480,7 +480,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Answer) as web:
-        thread = threading.Thread(target=web.serve_forever)
+        thread = threading.Thread(target=web.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{web.server_port}"
         web.shutdown()

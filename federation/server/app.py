@@ -5,6 +5,7 @@ folder come from, and who watches.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from federation.experiment import Experiment
 from federation.server import checkpoint
 from federation.server.result import RunFacts
-from federation.server.rounds import Watcher, run_federation
+from federation.server.rounds import RunError, Watcher, run_federation
 from federation.server.tracking import Tracker, open_tracker
 
 
@@ -90,12 +91,26 @@ def _write_report(result: Mapping[str, Any], folder: Path) -> None:
 def job_from_config(context: Context) -> Job:
     """A deployed run's job: everything comes in one base64 value of the run config."""
     config = context.run_config
+    if not config.get("experiment") or not config.get("run-id"):
+        raise RunError("the run carries no experiment: start it with `fedrisk submit`, not with `flwr run`")
     experiment = Experiment.decode(str(config["experiment"]))
-    run_id = str(config["run-id"])
-    folder = Path(experiment.settings.output) / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = open_tracker(experiment.settings.tracking.uri, experiment.settings.name, folder)
+    settings, run_id = experiment.settings, str(config["run-id"])
+    folder = Path(settings.output) / run_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"output: {folder} cannot be made on this machine ({error.strerror})") from None
+    _log_to_file(folder)
+    tracker = open_tracker(settings.tracking.uri, settings.name, folder)
     return Job(experiment, RunFacts(run_id, "superlink", simulation=False), folder, tracker)
+
+
+def _log_to_file(folder: Path) -> None:
+    """What Flower and we log, the reason of a failed run too, is also kept with the run."""
+    handler = logging.FileHandler(folder / "run.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("flwr", "fedrisk"):
+        logging.getLogger(name).addHandler(handler)
 
 
 app = make_app(job_from_config)

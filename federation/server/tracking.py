@@ -41,7 +41,8 @@ from typing import IO, Any, Protocol, cast, final
 from urllib.parse import urlsplit
 
 FINISH_SECONDS = 120.0  # how long a finished run waits for the writer
-CHECK_SECONDS = 4.0  # how long an address may take to answer before the run
+CHECK_SECONDS = 4.0  # how long an address may take to show that someone is there
+WAKE_SECONDS = 20.0  # how long an MLflow server that is there may take over its first request
 LONGEST_PARAM = 6000  # characters; MLflow's own limit
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SETTINGS = {
@@ -272,7 +273,9 @@ def _check_sqlite(file: Path) -> None:
 def _check_http(uri: str) -> None:
     host = urlsplit(uri).hostname
     try:
-        _within(CHECK_SECONDS, lambda: _ask(uri))
+        with contextlib.suppress(urllib.error.HTTPError):
+            _within(CHECK_SECONDS, lambda: _ask(uri, "/health", CHECK_SECONDS))
+        json.loads(_ask(uri, "/api/2.0/mlflow/experiments/search?max_results=1", WAKE_SECONDS))
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise TrackerError(
@@ -289,11 +292,11 @@ def _check_http(uri: str) -> None:
         ) from error
 
 
-def _ask(uri: str) -> None:
-    """A request that every MLflow server answers, with the credentials that MLflow itself would use."""
+def _ask(uri: str, path: str, seconds: float) -> bytes:
+    """What the server at `uri` says, with the credentials that MLflow itself would use."""
     parts, known = urlsplit(uri), os.environ
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    request = urllib.request.Request(f"{address}/api/2.0/mlflow/experiments/search?max_results=1")  # noqa: S310 - http(s) only
+    request = urllib.request.Request(address + path)  # noqa: S310 - http or https, the caller has looked
     name = known.get("MLFLOW_TRACKING_USERNAME", parts.username)
     word = known.get("MLFLOW_TRACKING_PASSWORD", parts.password)
     if token := known.get("MLFLOW_TRACKING_TOKEN"):
@@ -305,8 +308,12 @@ def _ask(uri: str) -> None:
     trust = ssl.create_default_context(cafile=known.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
     if known.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
         trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(request, timeout=CHECK_SECONDS, context=trust) as answer:  # noqa: S310
-        json.loads(answer.read())
+    try:
+        with urllib.request.urlopen(request, timeout=seconds, context=trust) as answer:  # noqa: S310
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 def _check_port(uri: str, usual: int) -> None:
@@ -321,7 +328,7 @@ def _check_port(uri: str, usual: int) -> None:
         ) from error
 
 
-def _within(seconds: float, work: Callable[[], None]) -> None:
+def _within(seconds: float, work: Callable[[], object]) -> None:
     """Run `work`; TimeoutError if it takes longer, as a name server may in spite of a socket's timeout."""
     raised: list[Exception] = []
 

@@ -1,0 +1,361 @@
+"""What federation and privacy cost: pooled, federated, private at several ε, each agency alone, side by side.
+
+Everything here is measured exactly, on the same held-out people of all agencies together. Only a simulation
+can do that: a real federation sees noised tables.
+"""
+
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.data import Part
+from experiments import baselines
+from experiments.baselines import People, Score
+from experiments.config import Data, Study, compose, read
+from experiments.datasets import Agency
+from federation.experiment import Experiment, SettingsError
+from federation.protocol import Weights
+from models.metrics import summarise
+from models.scores import default_edges, tally
+
+SHOWN = ("auc", "brier", "worst_gap")
+NOTE = (
+    "These rows are measured without noise, on the held-out people of all agencies together: only a simulation "
+    "can do that. Pooled puts everybody's rows in one place, federated leaves them where they are; both, and "
+    "each agency alone, are without privacy, so they have no ε. Worst gap: the largest equalised-odds gap "
+    "between groups at the cutoff; groups that are too small are left out."
+)
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to learn, measured: auc, brier, worst_gap, accuracy, agency_accuracy; None where undefined.
+
+    accuracy is of everybody at the cutoff; agency_accuracy the plain mean of the agencies' own accuracies.
+    """
+
+    name: str
+    kind: str
+    epsilon: float | None
+    measures: Mapping[str, float | None]
+
+
+# --- at the end of `fedrisk run` ----------------------------------------------------------------------
+
+
+def reference(
+    experiment: Experiment, data: Data, agencies: Sequence[Agency], result: Mapping[str, Any], screen: object
+) -> dict[str, Any]:
+    """`reference` of result.json: what the run's own people could have learned in other ways, one seed."""
+    from federation.server import checkpoint
+
+    folder = Path(experiment.settings.output) / str(result["run_id"])
+    state = checkpoint.read_last(folder / "checkpoints")
+    assert state is not None  # the run has just finished
+    with _temporary(folder) as inner:
+        bench = Bench.open(experiment, data, agencies, inner)
+        entries = [bench.pooled(), bench.federated()]
+        if experiment.settings.privacy.mechanism != "none":
+            cost = result["privacy"]["epsilon_busiest"]
+            entries.append(bench.entry("private federated", "private", cost, bench.model(state.weights)))
+        entries += bench.alone()
+    return {"note": NOTE, "rows": summary([entries])}
+
+
+# --- `fedrisk compare` --------------------------------------------------------------------------------
+
+
+def compare_from(overrides: Sequence[str], *, quiet: bool) -> dict[str, Any]:
+    """Compare over `compare.seeds` seeds; writes compare.json and report.html into a new folder.
+
+    `SettingsError` where the settings are not a private experiment on the local engine.
+    """
+    from rich.console import Console
+
+    from experiments.run import log_to_file, new_run_id
+    from experiments.screen import reference_table
+    from federation.panel.report import write_compare
+    from federation.server.app import write_json
+
+    study = read(compose([*overrides, "tracking=none"]))
+    settings = study.experiment.settings
+    folder = Path(settings.output) / new_run_id(f"{settings.name}-compare")
+    folder.mkdir(parents=True)
+    log_to_file(folder)
+    console = Console()
+    try:
+        with _progress(console, study, quiet=quiet) as tell:
+            found = compare(study, folder, tell)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    write_json(found, folder / "compare.json")
+    write_compare(found, folder / "report.html")
+    if not quiet:
+        title = f"{settings.name}: mean ± sd over {len(found['seeds'])} seeds"
+        console.print(reference_table(found["rows"], title))
+        console.print(NOTE, highlight=False)
+    console.print(f"result  {folder}/compare.json\nreport  {folder}/report.html", highlight=False, soft_wrap=True)
+    return found
+
+
+def compare(study: Study, folder: Path, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """The comparison as JSON-clean values; works in folders under `folder` that it removes."""
+    settings = study.experiment.settings
+    seeds = [settings.seed + i for i in range(study.compare.seeds)]
+    found = [trial(study, seed, folder, tell) for seed in seeds]
+    return {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config_sha256": study.experiment.sha256,
+        "experiment": settings.name,
+        "seeds": seeds,
+        "note": NOTE,
+        "rows": summary(found),
+    }
+
+
+def trial(study: Study, seed: int, folder: Path, tell: Tell = lambda _: None) -> list[Entry]:
+    """Every way to learn, once, with `seed`: it deals people into parts and draws samples and noise."""
+    _check(study)
+    experiment = study.experiment.but(settings=study.experiment.settings.but(seed=seed))
+    with _temporary(folder) as inner:
+        bench = Bench.open(experiment, study.data, study.agencies, inner, tell)
+        private = [bench.private(epsilon) for epsilon in sorted(study.compare.epsilons)]
+        entries = [bench.pooled(), bench.federated(), *private, *bench.alone()]
+        return entries + (bench.sklearn() if study.compare.sklearn else [])
+
+
+def _check(study: Study) -> None:
+    settings = study.experiment.settings
+    if settings.engine.name != "local":
+        raise SettingsError(f"compare runs on engine=local, got engine={settings.engine.name}")
+    if not np.isfinite(settings.privacy.max_grad_norm):
+        raise SettingsError("compare needs a finite privacy.max_grad_norm (privacy=gaussian has one), got inf")
+
+
+def _steps(study: Study) -> int:
+    """How often `trial` tells of something done."""
+    labelled = sum(study.experiment.data_contract.holds_label(agency.kind) for agency in study.agencies)
+    sklearn = len(baselines.SKLEARN) * (1 + labelled) if study.compare.sklearn else 0
+    return 2 + len(study.compare.epsilons) + labelled + sklearn
+
+
+@contextmanager
+def _progress(console: Any, study: Study, *, quiet: bool) -> Iterator[Tell]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+        task = bar.add_task("compare", total=study.compare.seeds * _steps(study))
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="inner-") as inner:
+        yield Path(inner)
+
+
+# --- the bench: one seed's people, and the ways to learn from them ------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed's agencies in folders of their own, whose ledgers no real budget is behind."""
+
+    experiment: Experiment
+    agencies: Sequence[Agency]
+    nodes: Sequence[Path]
+    people: People
+    folder: Path
+    tell: Tell
+
+    @classmethod
+    def open(
+        cls,
+        experiment: Experiment,
+        data: Data,
+        agencies: Sequence[Agency],
+        folder: Path,
+        tell: Tell = lambda _: None,
+    ) -> "Bench":
+        """Lay out the nodes under `folder` and read their people; `DataError` where a table does not fit."""
+        from experiments.engines import make_node_folders
+        from experiments.run import check_tables
+
+        seed = experiment.settings.seed
+        nodes = make_node_folders(
+            agencies, experiment.contract, folder / "nodes", seed=seed, min_people=data.min_people
+        )
+        check_tables(nodes, experiment)
+        people = baselines.read_people(experiment, agencies, folder / "nodes", data.min_people)
+        return cls(experiment, agencies, nodes, people, folder, tell)
+
+    def pooled(self) -> Entry:
+        """The model on everybody's train rows in one place, without privacy."""
+        plain = without_privacy(self.experiment)
+        sizes = [agency.public_size for agency in self.agencies if agency.name in self.people]
+        weights = baselines.fit(plain, baselines.pool(self.people)["train"], sum(sizes))
+        return self.entry("pooled", "pooled", None, self.model(weights))
+
+    def alone(self) -> list[Entry]:
+        """The model on each agency's own train rows, without privacy; judged on everybody's test people."""
+        plain = without_privacy(self.experiment)
+        sizes = {agency.name: agency.public_size for agency in self.agencies}
+        return [
+            self.entry(
+                f"{name} alone", "alone", None, self.model(baselines.fit(plain, parts["train"], sizes[name]))
+            )
+            for name, parts in self.people.items()
+        ]
+
+    def federated(self) -> Entry:
+        """The same plan without privacy."""
+        weights, _ = self.federate(without_privacy(self.experiment), "federated")
+        return self.entry("federated", "federated", None, self.model(weights))
+
+    def private(self, epsilon: float) -> Entry:
+        """The same plan at `epsilon` for each agency; the entry's ε is what the busiest really spent."""
+        weights, cost = self.federate(at_epsilon(self.experiment, epsilon), f"private-{epsilon:g}")
+        return self.entry(f"private federated, ε = {epsilon:g}", "private", cost, self.model(weights))
+
+    def sklearn(self) -> list[Entry]:
+        """scikit-learn's baselines, pooled and for each agency."""
+        sources = {"pooled": baselines.pool(self.people)["train"]}
+        sources |= {f"{name} alone": parts["train"] for name, parts in self.people.items()}
+        seed = self.experiment.settings.seed
+        return [
+            self.entry(f"{model}, {where}", "sklearn", None, train(part, seed))
+            for where, part in sources.items()
+            for model, train in baselines.SKLEARN.items()
+        ]
+
+    def model(self, weights: Weights) -> Score:
+        """The experiment's model at `weights`."""
+        return baselines.torch_score(self.experiment, weights)
+
+    def entry(self, name: str, kind: str, epsilon: float | None, score: Score) -> Entry:
+        """`score` measured on everybody's test people."""
+        self.tell(name)
+        tests = {agency: parts["test"] for agency, parts in self.people.items()}
+        return Entry(name, kind, epsilon, measure(self.experiment, score, tests))
+
+    def federate(self, experiment: Experiment, name: str) -> tuple[Weights, float | None]:
+        """Run `experiment` on the nodes in this process; the last weights, and the busiest agency's ε."""
+        import torch
+
+        from clients.app import make_app, node_from_config
+        from experiments.engines import LocalGrid
+        from federation.server import checkpoint
+        from federation.server.result import RunFacts
+        from federation.server.rounds import run_federation
+
+        torch.set_num_threads(1)
+        grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(folder)} for folder in self.nodes])
+        run_id = name.replace(".", "-").replace("+", "")
+        facts = RunFacts(run_id, "local", simulation=True)
+        result = run_federation(grid, experiment, facts, self.folder / run_id)
+        state = checkpoint.read_last(self.folder / run_id / "checkpoints")
+        assert state is not None
+        return state.weights, result["privacy"]["epsilon_busiest"]
+
+
+def without_privacy(experiment: Experiment) -> Experiment:
+    """The same plan with neither clipping nor noise, and no tables on the way."""
+    settings = experiment.settings
+    changes = {
+        "mechanism": "none",
+        "epsilon": None,
+        "noise_multiplier": None,
+        "evaluate_epsilon": None,
+        "max_grad_norm": float("inf"),
+    }
+    return _changed(experiment, settings.privacy.but(**changes))
+
+
+def at_epsilon(experiment: Experiment, epsilon: float) -> Experiment:
+    """The same plan at `epsilon` for training and for the test table, and no tables on the way."""
+    changes = {
+        "mechanism": "gaussian",
+        "epsilon": epsilon,
+        "noise_multiplier": None,
+        "evaluate_epsilon": None,
+    }
+    return _changed(experiment, experiment.settings.privacy.but(**changes))
+
+
+def _changed(experiment: Experiment, privacy: Any) -> Experiment:
+    settings = experiment.settings
+    evaluation = settings.evaluation.but(checkpoints=0)
+    return experiment.but(settings=settings.but(privacy=privacy, evaluation=evaluation, reference=False))
+
+
+# --- measuring ----------------------------------------------------------------------------------------
+
+
+def measure(experiment: Experiment, score: Score, tests: Mapping[str, Part]) -> dict[str, float | None]:
+    """What `Entry.measures` holds, exactly, for `score` on the people of `tests` together."""
+    contract, evaluation = experiment.data_contract, experiment.settings.evaluation
+    judged = {name: (score(x), y, tests[name].group) for name, (x, y) in _latest(tests)}
+    risk, y, group = (np.concatenate(arrays) for arrays in zip(*judged.values(), strict=True))
+    edges = default_edges(evaluation.bins, (evaluation.cutoff,))
+    table = tally(edges, group, risk, y, len(contract.group_names))
+    gap = summarise({"everybody": table}, contract.group_margins, evaluation.cutoff, evaluation.minimum)[
+        "worst_gap"
+    ]
+    right = [float(np.mean((r >= evaluation.cutoff) == o)) for r, o, _ in judged.values() if len(o)]
+    return {
+        "auc": exact_auc(risk, y),
+        "brier": float(np.mean((risk - y) ** 2)),
+        "worst_gap": gap["value"] if gap["publishable"] else None,
+        "accuracy": float(np.mean((risk >= evaluation.cutoff) == y)),
+        "agency_accuracy": statistics.fmean(right),
+    }
+
+
+def _latest(tests: Mapping[str, Part]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    return ((name, baselines.latest(part)) for name, part in tests.items())
+
+
+def exact_auc(score: np.ndarray, y: np.ndarray) -> float | None:
+    """P(a positive scores above a negative) + P(they tie) / 2, from ranks; None where one of them is absent."""
+    positives = int(y.sum())
+    if positives in (0, len(y)):
+        return None
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    below = rank[y == 1].sum() - positives * (positives + 1) / 2
+    return float(below / (positives * (len(y) - positives)))
+
+
+def summary(trials: Sequence[Sequence[Entry]], shown: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
+    """Rows of the table: each entry's measures as mean and sd over the trials (sd None for a single one)."""
+    return [
+        {"name": first.name, "kind": first.kind, "epsilon": _largest(e.epsilon for e in same)}
+        | {key: mean_sd([entry.measures[key] for entry in same]) for key in shown}
+        for first, *rest in zip(*trials, strict=True)
+        for same in [[first, *rest]]
+    ]
+
+
+def mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the values that are there."""
+    there = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(there) if there else None,
+        "sd": statistics.stdev(there) if len(there) > 1 else None,
+    }
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

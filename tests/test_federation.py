@@ -1,0 +1,238 @@
+"""The whole job on three agencies with real tables, nodes and ledgers, in this process and under Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MakeStudy
+from safetensors.numpy import load_file
+
+from clients.app import make_app, node_from_config
+from clients.ledger import Ledger
+from clients.node import open_node
+from experiments import engines
+from experiments.config import Study
+from experiments.run import run_study
+from federation.privacy import epsilon
+from federation.protocol import Weights
+from federation.server import checkpoint, rounds
+from federation.server.result import RunFacts
+from models.features import layout
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def federate(study: Study, folder: Path, grid: type[engines.LocalGrid] = engines.LocalGrid) -> dict[str, Any]:
+    """Run `study` in this process without report or tracking."""
+    settings = study.experiment.settings
+    nodes = engines.make_node_folders(
+        study.agencies, study.experiment.contract, folder / "nodes", seed=settings.seed, min_people=20
+    )
+    network = grid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    return rounds.run_federation(network, study.experiment, RunFacts("run-1", "local", True), folder)
+
+
+def last(folder: Path) -> Weights:
+    found = checkpoint.read_last(folder / "checkpoints")
+    assert found is not None
+    return found.weights
+
+
+def same(one: Weights, other: Weights) -> None:
+    assert set(one) == set(other)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_study: MakeStudy, tmp_path: Path) -> None:
+    first = federate(make_study("privacy.sample_rate=0.5"), tmp_path / "a")
+    second = federate(make_study("privacy.sample_rate=0.5"), tmp_path / "b")
+    same(last(tmp_path / "a"), last(tmp_path / "b"))
+    assert first["final"] == second["final"]
+    federate(make_study("privacy.sample_rate=0.5", "seed=1"), tmp_path / "c")
+    assert any((last(tmp_path / "a")[n] != last(tmp_path / "c")[n]).any() for n in last(tmp_path / "a"))
+
+
+def test_the_order_of_agencies_does_not_matter(make_study: MakeStudy, folder: Path, tmp_path: Path) -> None:
+    federate(make_study(), tmp_path / "a")
+    study = make_study()
+    backwards = Study(study.experiment, study.data, study.agencies[::-1], study.compare)
+    federate(backwards, tmp_path / "b")
+    same(last(tmp_path / "a"), last(tmp_path / "b"))
+
+
+class Stops(engines.LocalGrid):
+    """A coordinator that dies when it asks for the third round's replies."""
+
+    def push_messages(self, messages: Any) -> Any:
+        messages = list(messages)
+        if messages and messages[0].metadata.group_id == "3":
+            raise KeyboardInterrupt
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi"])
+def test_a_run_that_was_stopped_resumes_to_the_same_weights(
+    make_study: MakeStudy, tmp_path: Path, strategy: str
+) -> None:
+    study = make_study(f"strategy={strategy}", "model=mlp", "model.hidden=[4]")
+    whole = federate(study, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        federate(study, tmp_path / "stopped", Stops)
+    resumed = federate(study, tmp_path / "stopped")
+    same(last(tmp_path / "whole"), last(tmp_path / "stopped"))
+    assert resumed["final"]["metrics"] == whole["final"]["metrics"]
+    assert [record["round"] for record in resumed["rounds"]] == [1, 2, 3, 4]
+
+
+def test_every_release_is_in_the_agencys_ledger_and_epsilon_is_composed_over_rounds(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study()
+    result = federate(study, tmp_path)
+    plan = study.experiment.plan("run-1", simulation=True)
+    for name in ("north", "clinic", "south"):
+        with Ledger(tmp_path / "nodes" / name / "ledger.db", budget=None, scope="this run alone") as ledger:
+            spent = ledger.epsilon(plan.privacy.delta)
+            kinds = [(release.kind, release.part) for release in ledger.releases()]
+        assert kinds.count(("train", "train")) == plan.rounds
+        assert kinds.count(("evaluate", "tune")) == 2
+        assert kinds.count(("evaluate", "test")) == 1
+        facts = result["agencies"][name]
+        assert facts["epsilon"]["total"] == pytest.approx(spent)
+        train = [plan.train_release()] * plan.rounds
+        assert facts["epsilon"]["train"] == pytest.approx(epsilon(train, plan.privacy.delta))
+        assert facts["epsilon"]["train"] <= 3.0
+        assert facts["epsilon"]["train"] > epsilon(train[:1], plan.privacy.delta)
+
+
+def test_a_non_holder_never_moves_a_block(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Only the police take part, who hold no health block: noise and decay leave its weights at zero."""
+    study = make_study("local.weight_decay=0.1", "strategy=fedprox")
+    police = tuple(agency for agency in study.agencies if agency.kind == "police")
+    experiment = study.experiment.but(
+        participants=tuple(p for p in study.experiment.participants if p.kind == "police")
+    )
+    federate(Study(experiment, study.data, police, study.compare), tmp_path)
+    features = layout(experiment.data_contract)
+    held_elsewhere = [i for i, block in enumerate(features.block) if block == "care"]
+    (weight,) = (value for name, value in last(tmp_path).items() if name.endswith("weight"))
+    assert held_elsewhere
+    assert (weight[..., held_elsewhere] == 0).all()
+    rest = [i for i in range(weight.shape[-1]) if i not in held_elsewhere]
+    assert (weight[..., rest] != 0).all()
+
+
+def test_an_agency_without_the_label_does_not_train(make_study: MakeStudy, folder: Path, tmp_path: Path) -> None:
+    listing = (folder / "agencies.yaml").read_text().replace("name: north\n  kind: police", "name: north\n  kind: charity")
+    listing = listing.replace("kind: police\n  name: north", "kind: charity\n  name: north")
+    (folder / "agencies.yaml").write_text(listing)
+    result = federate(make_study(), tmp_path)
+    assert result["agencies"]["north"]["status"] == "no label"
+    assert result["agencies"]["north"]["releases"] == []
+    assert result["rounds"][0]["replied"] == ["clinic", "south"]
+
+
+def test_privacy_none_says_so_everywhere(make_study: MakeStudy, tmp_path: Path) -> None:
+    result = federate(make_study("privacy=none"), tmp_path)
+    assert result["privacy"]["mechanism"] == "none"
+    assert result["privacy"]["epsilon_busiest"] is None
+    assert result["final"]["epsilon_busiest"] is None
+    assert all(agency["epsilon"]["total"] is None for agency in result["agencies"].values())
+
+
+def test_without_noise_the_tables_are_the_pooled_truth(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Oracle: scikit-learn on the pooled test people, scored with the final weights."""
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+
+    study = make_study("privacy=none", "evaluation.bins=50")
+    result = federate(study, tmp_path)
+    weights = last(tmp_path)
+    score, truth = [], []
+    for node in sorted((tmp_path / "nodes").iterdir()):
+        x, y, _, _ = open_node(node)._dataset(0.2, 0.2).part("test")
+        (w,), (b,) = ([v for n, v in weights.items() if n.endswith(end)] for end in ("weight", "bias"))
+        score.append(1 / (1 + np.exp(-(x.numpy() @ w[0] + b[0]))))
+        truth.append(y.numpy())
+    overall = result["final"]["metrics"]["overall"]
+    auc = roc_auc_score(np.concatenate(truth), np.concatenate(score))
+    assert abs(overall["auc"]["value"] - auc) <= overall["auc_bound"]["value"] + 1e-9
+    assert overall["brier"]["value"] == pytest.approx(
+        brier_score_loss(np.concatenate(truth), np.concatenate(score)), abs=0.01
+    )
+    assert overall["people"]["value"] == len(np.concatenate(truth))
+
+
+def test_ray_gives_the_same_weights_as_local(make_study: MakeStudy, folder: Path) -> None:
+    local = run_study(make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1"), quiet=True)
+    ray = run_study(
+        make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1", "engine=ray"), quiet=True
+    )
+    assert (local["engine"], ray["engine"]) == ("local", "ray")
+    models = [folder / "outputs" / run["run_id"] / "model" / "model.safetensors" for run in (local, ray)]
+    same(load_file(models[0]), load_file(models[1]))
+
+
+def fedrisk(folder: Path, *arguments: str) -> list[str]:
+    common = ["experiment=own", f"data.agencies={folder}/agencies.yaml", "name=small", "tracking=none"]
+    common += [f"output={folder}/outputs", "evaluation.checkpoints=1"]
+    return [sys.executable, "-m", "experiments.cli", *arguments, *common]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_process_that_was_stopped_leaves_a_run_that_resumes(folder: Path, how: signal.Signals) -> None:
+    run = subprocess.Popen(
+        fedrisk(folder, "run", "--quiet", "rounds=3000"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 120
+    while not list(folder.glob("outputs/small-*/checkpoints/round-0002*.safetensors")):
+        assert time.monotonic() < until
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(how)
+    _, errors = run.communicate(timeout=60)
+    (home,) = folder.glob("outputs/small-*")
+    if how is signal.SIGINT:
+        assert run.returncode == 1
+        assert f"fedrisk resume {home.name}" in errors.decode()
+        assert "Traceback" not in errors.decode()
+    reached = checkpoint.read_last(home / "checkpoints")
+    assert reached is not None
+    shorten(home, reached.round + 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "resume", home.name, "--output", str(folder / "outputs"), "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((home / "result.json").read_text())
+    assert [record["round"] for record in result["rounds"]] == list(range(1, reached.round + 3))
+
+
+def shorten(home: Path, total: int) -> None:
+    """End the run after `total` rounds: what a test has to wait for is the going on, not the 3,000."""
+    experiment = json.loads((home / "experiment.json").read_text())
+    experiment["settings"]["rounds"] = total
+    from federation.experiment import Experiment, checked
+
+    changed = checked(Experiment, experiment)
+    (home / "experiment.json").write_text(changed.canonical)
+    found = checkpoint.read_last(home / "checkpoints")
+    assert found is not None
+    checkpoint.write(
+        checkpoint.Checkpoint(
+            found.round, changed.sha256, found.weights, found.optimiser, found.tables, found.history
+        ),
+        home / "checkpoints",
+    )

@@ -1,0 +1,408 @@
+"""The accounting: laws, then dp-accounting and Opacus, then numbers with a source."""
+
+import functools
+import itertools
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting import pld, rdp
+from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation import privacy
+from federation.privacy import (
+    Release,
+    Spending,
+    epsilon,
+    epsilon_at_several,
+    epsilon_by_kind,
+    noise_for,
+)
+
+DELTA = 1e-5
+ORDERS = rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
+NOISES = (0.7, 1.0, 2.0, 8.0)  # few values: a curve takes up to 0.1 s the first time
+RATES = (0.01, 0.1, 1.0)
+PARTS = ("train", "tune", "test")
+
+
+def train(noise: float = 1.0, rate: float = 0.01, steps: int = 100, **other: Any) -> Release:
+    return Release(
+        **{"kind": "train", "part": "train", **other}, noise_multiplier=noise, sample_rate=rate, steps=steps
+    )
+
+
+def releases_(split_ids: tuple[str, ...] = ("",)) -> st.SearchStrategy[Release]:
+    return st.builds(
+        Release,
+        kind=st.sampled_from(("train", "evaluate", "stats")),
+        part=st.sampled_from((*PARTS, "all")),
+        noise_multiplier=st.sampled_from(NOISES),
+        sample_rate=st.sampled_from(RATES),
+        steps=st.integers(1, 300),
+        split_id=st.sampled_from(split_ids),
+    )
+
+
+ledgers = st.lists(releases_(), max_size=6)
+split_ledgers = st.lists(releases_(("a", "b", "c")), max_size=8)
+quick = settings(max_examples=40, deadline=None)
+
+
+def composed(releases: list[Release]) -> rdp.RdpAccountant:
+    """dp-accounting's own composition of `releases` as they come, all over the same people."""
+    accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for release in releases:
+        gaussian = dp_accounting.GaussianDpEvent(release.noise_multiplier)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(release.sample_rate, gaussian), release.steps)
+    return accountant
+
+
+@functools.cache
+def one_step(noise: float, rate: float) -> np.ndarray:
+    return composed([train(noise, rate, 1)]).rdp
+
+
+def by_hand(releases: list[Release]) -> float:
+    """The same from one step of each mechanism, to be quick."""
+    curves = [release.steps * one_step(release.noise_multiplier, release.sample_rate) for release in releases]
+    return float(compute_epsilon(ORDERS, sum(curves, np.zeros(len(ORDERS))), DELTA)[0])
+
+
+def seen_by(releases: list[Release], parts: dict[str, str]) -> list[Release]:
+    """The releases that a person in part `parts[split_id]` of each split is in."""
+    return [release for release in releases if release.part in ("all", parts[release.split_id])]
+
+
+# --- laws -------------------------------------------------------------------------------------------
+
+
+@quick
+@given(ledgers, releases_())
+def test_one_more_release_never_lowers_epsilon(releases: list[Release], more: Release) -> None:
+    assert epsilon([*releases, more], DELTA) >= epsilon(releases, DELTA)
+
+
+@quick
+@given(ledgers, releases_(), st.integers(1, 500))
+def test_more_steps_never_lower_epsilon(releases: list[Release], release: Release, more: int) -> None:
+    longer = train(release.noise_multiplier, release.sample_rate, release.steps + more, part=release.part)
+    shorter = train(release.noise_multiplier, release.sample_rate, release.steps, part=release.part)
+    assert epsilon([*releases, longer], DELTA) >= epsilon([*releases, shorter], DELTA)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("steps", [1, 30, 1000])
+def test_more_noise_never_raises_epsilon(rate: float, steps: int) -> None:
+    costs = [epsilon([train(noise, rate, steps)], DELTA) for noise in NOISES]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > costs[-1]
+
+
+@quick
+@given(split_ledgers, st.randoms())
+def test_order_is_irrelevant(releases: list[Release], shuffler: random.Random) -> None:
+    shuffled = list(releases)
+    shuffler.shuffle(shuffled)
+    assert epsilon(shuffled, DELTA) == epsilon(releases, DELTA)
+
+
+@quick
+@given(ledgers, releases_(), st.integers(1, 299))
+def test_splitting_the_steps_of_a_release_changes_nothing(
+    releases: list[Release], release: Release, first: int
+) -> None:
+    first = min(first, release.steps)
+    pieces = [
+        train(release.noise_multiplier, release.sample_rate, steps, part=release.part)
+        for steps in (first, release.steps - first)
+        if steps
+    ]
+    whole = train(release.noise_multiplier, release.sample_rate, release.steps, part=release.part)
+    assert epsilon([*releases, *pieces], DELTA) == epsilon([*releases, whole], DELTA)
+
+
+@quick
+@given(split_ledgers, split_ledgers)
+def test_spending_can_be_kept_and_continued(before: list[Release], after: list[Release]) -> None:
+    continued = Spending().plus(before).plus(after).epsilon(DELTA)
+    assert continued == pytest.approx(epsilon([*before, *after], DELTA), rel=1e-9)
+
+
+@quick
+@given(ledgers)
+def test_within_a_split_a_person_loses_the_worst_part_not_the_sum(releases: list[Release]) -> None:
+    expected = max(by_hand(seen_by(releases, {"": part})) for part in PARTS)
+    assert epsilon(releases, DELTA) == pytest.approx(expected, rel=1e-9)
+
+
+@quick
+@given(split_ledgers)
+def test_across_splits_the_worst_assignment_of_parts_composes(releases: list[Release]) -> None:
+    assignments = itertools.product(PARTS, repeat=3)
+    expected = max(
+        epsilon(seen_by(releases, dict(zip("abc", parts, strict=True))), DELTA) for parts in assignments
+    )
+    assert epsilon(releases, DELTA) == pytest.approx(expected, rel=1e-9)
+
+
+def test_too_many_assignments_are_bounded_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves that cross: subsampled training is worse at high orders, a table at low ones."""
+    releases = [
+        release
+        for split in "abcd"
+        for release in (
+            train(0.7, 0.01, 30, split_id=split),
+            train(2.0, 1.0, 1, part="tune", kind="evaluate", split_id=split),
+        )
+    ]
+    exact = epsilon(releases, DELTA)
+    monkeypatch.setattr(privacy, "_MOST_CURVES", 1)
+    assert exact < epsilon(releases, DELTA) < 1.5 * exact
+
+
+def test_parts_of_one_split_cost_no_more_than_one_of_them() -> None:
+    one = [train(part="train")]
+    assert epsilon([*one, train(part="test")], DELTA) == epsilon(one, DELTA)
+    assert epsilon([*one, train(part="all")], DELTA) == epsilon([train(steps=200)], DELTA)
+    assert epsilon([*one, train(part="test", split_id="another")], DELTA) == epsilon(
+        [train(steps=200)], DELTA
+    )
+
+
+def test_no_release_costs_nothing_and_no_noise_costs_everything() -> None:
+    assert (
+        epsilon([], DELTA) == epsilon_at_several([], DELTA, 2) == epsilon_at_several([[], []], DELTA, 2) == 0
+    )
+    for accountant in ("rdp", "pld"):
+        assert epsilon([train(), train(noise=0.0, part="tune")], DELTA, accountant) == math.inf
+    assert epsilon_at_several([[train()], [train(noise=0.0)]], DELTA, 1) == math.inf
+
+
+def test_the_kinds_are_told_apart() -> None:
+    training, table, count = (
+        train(),
+        train(8.0, 1.0, 1, kind="evaluate", part="tune"),
+        train(steps=10, kind="stats", part="all"),
+    )
+    found = epsilon_by_kind([training, table, count], DELTA)
+    assert found["train"] == epsilon([training], DELTA)
+    assert found["evaluate"] == epsilon([table, count], DELTA)
+    assert found["total"] == epsilon([training, table, count], DELTA) > max(found["train"], found["evaluate"])
+
+
+# --- a person at several agencies -------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(releases_(), min_size=1, max_size=3), min_size=1, max_size=4), st.integers(1, 3))
+def test_several_agencies_are_the_worst_of_all_choices(agencies: list[list[Release]], m: int) -> None:
+    choices = itertools.combinations(agencies, min(m, len(agencies)))
+    expected = max(
+        by_hand([r for part, agency in zip(parts, chosen, strict=True) for r in seen_by(agency, {"": part})])
+        for chosen in choices
+        for parts in itertools.product(PARTS, repeat=len(chosen))
+    )
+    assert epsilon_at_several(agencies, DELTA, m) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equal_agencies_compose_like_one_longer_ledger() -> None:
+    agency = [train(steps=1000)]
+    for m in (1, 2, 3):
+        assert epsilon_at_several([agency] * 10, DELTA, m) == pytest.approx(
+            epsilon(agency * m, DELTA), rel=1e-12
+        )
+
+
+def test_a_person_cannot_be_at_more_agencies_than_there_are() -> None:
+    agencies = [[train()], [train(steps=50)]]
+    assert epsilon_at_several(agencies, DELTA, 3) == epsilon_at_several(agencies, DELTA, 2)
+    assert epsilon_at_several(agencies, DELTA, 1) == epsilon([train()], DELTA)
+    with pytest.raises(ValueError, match="m must be a whole number from 1"):
+        epsilon_at_several(agencies, DELTA, 0)
+
+
+# --- oracles ----------------------------------------------------------------------------------------
+
+
+def test_heterogeneous_ledgers_agree_with_dp_accounting() -> None:
+    rng = random.Random(0)
+    for _ in range(5):
+        releases = [
+            train(rng.choice(NOISES), rng.choice(RATES), rng.randint(1, 400), part="all")
+            for _ in range(rng.randint(3, 8))
+        ]
+        assert epsilon(releases, DELTA) == pytest.approx(composed(releases).get_epsilon(DELTA), rel=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(1.0, 0.01, 1000), (2.0, 0.1, 100), (8.0, 1.0, 10)])
+def test_homogeneous_ledgers_agree_with_opacus(noise: float, rate: float, steps: int) -> None:
+    from opacus.accountants import RDPAccountant
+
+    opacus = RDPAccountant()
+    opacus.history = [(noise, rate, steps)]
+    expected = opacus.get_epsilon(DELTA, alphas=list(ORDERS))
+    assert epsilon([train(noise, rate, steps)], DELTA) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(0.7, 0.1, 300), (1.0, 0.1, 300), (2.0, 0.1, 1000)])
+def test_where_the_best_order_is_a_fraction_the_claim_is_above_opacus(
+    noise: float, rate: float, steps: int
+) -> None:
+    """dp-accounting 0.6 bounds fractional orders from above; Opacus, and a numerical integral, are exact."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    divergences = compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=ORDERS)
+    exact = float(compute_epsilon(ORDERS, divergences, DELTA)[0])
+    assert exact * (1 - 1e-9) <= epsilon([train(noise, rate, steps)], DELTA) < 1.03 * exact
+
+
+def test_pld_agrees_with_dp_accounting_and_is_tighter() -> None:
+    releases = [train(1.0, 0.01, 500), train(8.0, 1.0, 2, part="all"), train(8.0, 1.0, 1, part="tune")]
+    accountant = pld.PLDAccountant()
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(1.0)), 500)
+    accountant.compose(dp_accounting.GaussianDpEvent(8.0), 2)
+    found = epsilon(releases, DELTA, "pld")
+    assert found == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+    assert 0.8 * epsilon(releases, DELTA) < found < epsilon(releases, DELTA)
+
+
+def test_pld_is_for_one_experiment() -> None:
+    several = [train(part=part, split_id=str(split)) for split in range(5) for part in PARTS]
+    with pytest.raises(ValueError, match="accountant 'pld' is for one experiment"):
+        epsilon(several, DELTA, "pld")
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+def test_the_number_on_which_two_libraries_agree() -> None:
+    """dp-accounting 0.6 and Opacus 1.6, sigma 1, q 0.01, 1,000 steps."""
+    assert epsilon([train(1.0, 0.01, 1000)], 1e-5) == pytest.approx(2.1014, abs=5e-5)
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(1, 1.12), (10, 1.86), (100, 5.88)])
+def test_an_accountant_per_round_would_flatter(rounds: int, expected: float) -> None:
+    """Flower's Opacus example (4,000 rows, batch 32, sigma 1) reports 1.12 after every round."""
+    one_round = train(1.0, 32 / 4000, 125)
+    assert epsilon([one_round] * rounds, 1e-5) == pytest.approx(expected, abs=0.005)
+
+
+def test_ten_thousand_releases_cost_two_curves() -> None:
+    privacy._curve.cache_clear()
+    many = [train(1.0, 0.01, 10), train(8.0, 1.0, 1, part="all")] * 5000
+    assert epsilon(many, DELTA) == epsilon(
+        [train(1.0, 0.01, 50_000), train(8.0, 1.0, 5000, part="all")], DELTA
+    )
+    assert privacy._curve.cache_info().misses == 2
+
+
+# --- noise_for --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize(("rate", "steps"), [(0.01, 1000), (0.1, 200), (1.0, 5)])
+def test_noise_for_is_the_smallest_that_is_enough(target: float, rate: float, steps: int) -> None:
+    noise = noise_for(target, DELTA, rate, steps)
+    assert round(noise, 4) == noise
+    assert epsilon([train(noise, rate, steps)], DELTA) <= target
+    assert epsilon([train(noise - 1e-4, rate, steps)], DELTA) > target
+
+
+def test_noise_for_agrees_with_dp_accountings_calibration() -> None:
+    def event(noise: float) -> dp_accounting.DpEvent:
+        step = dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(noise))
+        return dp_accounting.SelfComposedDpEvent(step, 400)
+
+    bracket = dp_accounting.ExplicitBracketInterval(1.0, 4.0)
+    expected = dp_accounting.calibrate_dp_mechanism(rdp.RdpAccountant, event, 3.0, DELTA, bracket)
+    assert 0 <= noise_for(3.0, DELTA, 0.05, 400) - expected < 2e-4
+
+
+def test_noise_for_is_monotone() -> None:
+    by_target = [noise_for(target, DELTA, 0.1, 100) for target in (0.5, 1.0, 2.0)]
+    by_steps = [noise_for(2.0, DELTA, 0.1, steps) for steps in (200, 100, 50)]
+    by_delta = [noise_for(2.0, delta, 0.1, 100) for delta in (1e-8, 1e-6, 1e-4)]
+    for falling in (by_target, by_steps, by_delta):
+        assert falling == sorted(falling, reverse=True)
+        assert len(set(falling)) == len(falling)
+
+
+def test_noise_for_stays_in_its_range() -> None:
+    assert noise_for(1000.0, DELTA, 1.0, 1) == 0.3
+    with pytest.raises(ValueError, match="no noise_multiplier up to 10000 keeps 1000000 steps"):
+        noise_for(1e-3, 1e-9, 1.0, 10**6)
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+@quick
+@given(releases_(("", "a")))
+def test_a_release_survives_json(release: Release) -> None:
+    assert Release.from_dict(release.to_dict()) == release
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("kind", "look", "kind must be one of"),
+        ("part", "validation", "part must be one of"),
+        ("noise_multiplier", -1.0, "noise_multiplier must be 0 .* got -1.0"),
+        ("noise_multiplier", 1e-9, "noise_multiplier must be 0"),
+        ("noise_multiplier", math.nan, "noise_multiplier must be 0"),
+        ("noise_multiplier", math.inf, "noise_multiplier must be 0"),
+        ("sample_rate", 0.0, r"sample_rate must be in \(0, 1\], got 0.0"),
+        ("sample_rate", 2.0, r"sample_rate must be in \(0, 1\], got 2.0"),
+        ("sample_rate", math.nan, "sample_rate must be in"),
+        ("steps", 0, "steps must be a whole number from 1, got 0"),
+        ("steps", 1.5, "steps must be a whole number"),
+        ("steps", True, "steps must be a whole number"),
+        ("split_id", None, "split_id must be text"),
+        ("mechanism", "discrete-gaussian", "mechanism must be 'poisson-gaussian'"),
+        ("rows", 5, "a release has other values than"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(field: str, value: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Release.from_dict({**train().to_dict(), field: value})
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_delta_is_a_probability(delta: float) -> None:
+    for ask in (
+        lambda: epsilon([], delta),
+        lambda: epsilon_at_several([], delta, 1),
+        lambda: noise_for(1, delta, 1, 1),
+    ):
+        with pytest.raises(ValueError, match=r"delta must be in \(0, 1\)"):
+            ask()
+
+
+def test_an_unknown_accountant_is_refused() -> None:
+    with pytest.raises(ValueError, match="accountant must be 'rdp' or 'pld', got 'gdp'"):
+        epsilon([train()], DELTA, "gdp")  # type: ignore[arg-type]
+
+
+def test_cached_curves_cannot_be_written_to() -> None:
+    curve = privacy._curve(1.0, 0.01)
+    assert not curve.flags.writeable
+    assert np.all(np.diff(curve) >= 0)  # Rényi divergence does not fall with the order
+
+
+def test_the_slow_library_is_loaded_only_when_an_epsilon_is_asked_for() -> None:
+    code = (
+        "import sys, federation.privacy as p;"
+        "r = p.Release('train', 'train', 0.0, 0.5, 3); p.epsilon([r], 1e-5); p.epsilon([], 1e-5);"
+        "sys.exit('dp_accounting' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
