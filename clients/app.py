@@ -29,11 +29,15 @@ def make_app(find_node: FindNode) -> ClientApp:
 
     @app.query("ready")
     def ready(message: Message, context: Context) -> Message:
-        return _answer(message, context, find_node, lambda node: node.ready(protocol.read_ready_order(message)))
+        return _answer(
+            message, context, find_node, lambda node: node.ready(protocol.read_ready_order(message))
+        )
 
     @app.train("round")
     def one_round(message: Message, context: Context) -> Message:
-        return _answer(message, context, find_node, lambda node: node.round(protocol.read_round_order(message)))
+        return _answer(
+            message, context, find_node, lambda node: node.round(protocol.read_round_order(message))
+        )
 
     return app
 

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from clients import train
 from clients.data import DataError, Dataset, load
 from clients.evaluate import noised_table
-from clients.ledger import Budget, Ledger
+from clients.ledger import Budget, Ledger, Scope
 from clients.policy import Policy, read_policy
 from federation.privacy import Release
 from federation.protocol import (
@@ -73,7 +73,7 @@ class Node:
         self._resident: dict[tuple[float, float], Resident] = {}
         self._reserved: set[str] = set()
         budget = None if policy.budget is None else Budget(policy.budget.epsilon, policy.budget.delta)
-        scope = "this run alone" if policy.simulation else "lifetime"
+        scope: Scope = "this run alone" if policy.simulation else "lifetime"
         self.ledger = Ledger(folder / "ledger.db", budget=budget, scope=scope)
 
     def ready(self, plan: TrainPlan) -> Ready:
@@ -91,7 +91,9 @@ class Node:
         self._reserve(plan)
         records = self._records(plan)
         module = self._module(plan, order.weights)
-        tables = {part: self._table(order, part, records, module) for part in order.evaluate}
+        tables: dict[str, np.ndarray] = {
+            part: self._table(order, part, records, module) for part in order.evaluate
+        }
         delta = self._train(order, records, module) if order.train else None
         releases = [plan.table_release(part) for part in order.evaluate]
         releases += [plan.train_release()] if order.train else []
@@ -112,7 +114,9 @@ class Node:
     def _reserve(self, plan: TrainPlan) -> None:
         if plan.sha256 not in self._reserved:
             split = self._split_id(plan)
-            self.ledger.reserve(plan.sha256, [replace(release, split_id=split) for release in plan.releases()])
+            self.ledger.reserve(
+                plan.sha256, [replace(release, split_id=split) for release in plan.releases()]
+            )
             self._reserved.add(plan.sha256)
 
     def _charge(self, order: RoundOrder, release: Release) -> None:
@@ -166,7 +170,9 @@ class Node:
             raise Refused(Reason.MALFORMED, str(error)) from None
         return module
 
-    def _table(self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module) -> np.ndarray:
+    def _table(
+        self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module
+    ) -> np.ndarray:
         x, y, _, group = records.part(part)
         release = order.plan.table_release(part)
         self._charge(order, release)
@@ -181,7 +187,9 @@ class Node:
             noise=self._noise(order, part),
         )
 
-    def _train(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> dict[str, np.ndarray]:
+    def _train(
+        self, order: RoundOrder, records: "Resident", module: torch.nn.Module
+    ) -> dict[str, np.ndarray]:
         plan = order.plan
         x, y, present, _ = records.part("train")
         agreed = plan.participant(self.facts.name)
@@ -243,7 +251,9 @@ class Resident:
         """(x, y, present, group) of one part; `Refused(CONTRACT)` where this agency holds no label."""
         x, y, present, group = self._parts[name]
         if y is None:
-            raise Refused(Reason.CONTRACT, "the contract says that this kind of agency does not hold the label")
+            raise Refused(
+                Reason.CONTRACT, "the contract says that this kind of agency does not hold the label"
+            )
         return x, y, present, group
 
 
@@ -288,7 +298,9 @@ def _split_key(folder: Path) -> bytes:
         whole.unlink()
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
-        raise NodeError(f"{path} must hold {KEY_BYTES} bytes: put the node's own key back, or remove the file")
+        raise NodeError(
+            f"{path} must hold {KEY_BYTES} bytes: put the node's own key back, or remove the file"
+        )
     return key
 
 

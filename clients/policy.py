@@ -47,15 +47,21 @@ class Policy(Agreed):
         if plan.model.name not in self.models:
             raise Refused(Reason.MODEL, f"models: the plan's model {plan.model.name!r} is not listed")
         if len(plan.participants) < self.min_agencies:
-            raise Refused(Reason.CONTRACT, f"min_agencies: the plan lists fewer than {self.min_agencies} agencies")
+            raise Refused(
+                Reason.CONTRACT, f"min_agencies: the plan lists fewer than {self.min_agencies} agencies"
+            )
         if self.simulation:
             return
         if plan.seed is not None:
-            raise Refused(Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others")
+            raise Refused(
+                Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others"
+            )
         if plan.privacy.mechanism == "none":
             raise Refused(Reason.PRIVACY, "simulation: a plan without privacy runs on simulated data only")
         if plan.privacy.noise_multiplier < self.min_noise_multiplier:
-            raise Refused(Reason.PRIVACY, f"min_noise_multiplier: the plan has less than {self.min_noise_multiplier}")
+            raise Refused(
+                Reason.PRIVACY, f"min_noise_multiplier: the plan has less than {self.min_noise_multiplier}"
+            )
         if min(plan.privacy.tune_sigma, plan.privacy.test_sigma) < self.min_table_sigma:
             raise Refused(Reason.PRIVACY, f"min_table_sigma: the plan has less than {self.min_table_sigma}")
         if plan.privacy.delta > self.max_delta:

@@ -54,7 +54,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
+            config: DictConfig = hydra_compose("config", overrides=list(overrides))
+            return config
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(str(error).splitlines()[0]) from None
 

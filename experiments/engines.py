@@ -143,14 +143,14 @@ def submit(superlink: str, experiment: Experiment, run_id: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         app, config = Path(folder) / "fedrisk", Path(folder) / "run.toml"
         app.mkdir()
-        (app / "pyproject.toml").write_text(tomli_w.dumps(_bundle()))
+        (app / "pyproject.toml").write_text(tomli_w.dumps(bundle()))
         config.write_text(tomli_w.dumps({"experiment": experiment.encode(), "run-id": run_id}))
         options = ["--run-config", str(config), "--format", "json"]
         answer = _flower(superlink, ["run", str(app), superlink, *options])
     return str(answer["run-id"])
 
 
-def _bundle() -> dict[str, Any]:
+def bundle() -> dict[str, Any]:
     """A Flower App of the installed fedrisk, as pyproject.toml says it. No dependencies: nobody may fetch any."""
     app = {
         "publisher": "fedrisk",

@@ -74,7 +74,9 @@ class Agreed(BaseModel):
 
     def but(self, **changes: Any) -> Self:
         """This value with `changes`, checked again (pydantic's `model_copy` checks nothing)."""
-        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
+        return type(self).model_validate(
+            {name: getattr(self, name) for name in type(self).model_fields} | changes
+        )
 
 
 class Participant(Agreed):
@@ -269,9 +271,7 @@ def read_round_order(message: Message) -> RoundOrder:
 def pack_reply(reply: Ready | RoundReply | Refusal, order: Message) -> Message:
     """The one way out of an agency. The size depends on the plan alone."""
     if isinstance(reply, Refusal):
-        return Message(
-            _json_record({"agency": reply.agency, "refused": reply.reason.value}), reply_to=order
-        )
+        return Message(_json_record({"agency": reply.agency, "refused": reply.reason.value}), reply_to=order)
     if isinstance(reply, Ready):
         return Message(_json_record({"agency": reply.agency}), reply_to=order)
     releases = [release.to_dict() for release in reply.releases]
@@ -304,7 +304,9 @@ def read_reply(message: Message) -> Ready | RoundReply | Refusal:
 
 def as_strategy_reply(message: Message, weights: Weights, public_weight: float) -> Message:
     """`message` as Flower's strategies want it: arrays, and the agreed weight in place of a row count."""
-    content = RecordDict({"arrays": _pack_arrays(weights), "metrics": MetricRecord({"weight": public_weight})})
+    content = RecordDict(
+        {"arrays": _pack_arrays(weights), "metrics": MetricRecord({"weight": public_weight})}
+    )
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
 
 
@@ -335,7 +337,7 @@ def _json_record(value: Mapping[str, Any]) -> RecordDict:
 
 def _read_json(content: RecordDict) -> dict[str, Any]:
     try:
-        value = json.loads(str(content["fedrisk"]["json"]))  # type: ignore[index]
+        value = json.loads(str(content["fedrisk"]["json"]))
         if not isinstance(value, dict):
             raise TypeError
         return value
@@ -347,7 +349,9 @@ def _read_json(content: RecordDict) -> dict[str, Any]:
 def _read_plan(text: str) -> TrainPlan:
     found = json.loads(text)
     if found.get("version") != VERSION:
-        raise Refused(Reason.VERSION, f"the plan speaks protocol {found.get('version')!r}, this node {VERSION!r}")
+        raise Refused(
+            Reason.VERSION, f"the plan speaks protocol {found.get('version')!r}, this node {VERSION!r}"
+        )
     try:
         return TrainPlan.model_validate_json(text)
     except ValidationError as error:

@@ -86,7 +86,9 @@ def folder(tmp_path: Path) -> Path:
     for seed, (name, kind) in enumerate({"north": "police", "clinic": "health", "south": "police"}.items()):
         write_table(tmp_path / f"{name}.csv", people(seed), () if kind == "health" else ("visits",))
         listing.append({"name": name, "kind": kind, "table": f"{name}.csv", "public_size": 300})
-    (tmp_path / "agencies.yaml").write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
+    (tmp_path / "agencies.yaml").write_text(
+        yaml.safe_dump({"contract": "contract.yaml", "agencies": listing})
+    )
     return tmp_path
 
 

@@ -17,7 +17,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "federation": ({"models", "federation"}, AGREED),
     "federation.server": ({"models", "federation"}, AGREED | {"safetensors", "mlflow"}),
     "federation.panel": ({"models", "federation"}, AGREED | {"jinja2", "markupsafe"}),
-    "clients": ({"models", "federation", "clients"}, {*AGREED, "torch", "opacus", "pandas", "pyarrow", "yaml"}),
+    "clients": (
+        {"models", "federation", "clients"},
+        {*AGREED, "torch", "opacus", "pandas", "pyarrow", "yaml"},
+    ),
 }
 ONLY_IN = {
     "opacus": {"clients/train.py"},
@@ -76,7 +79,8 @@ def test_only_clients_can_reach_a_record() -> None:
     readers = {
         path.relative_to(ROOT).as_posix()
         for path in files()
-        if package_of(path) != "experiments" and {n.split(".")[0] for n in imported(path)} & {"pandas", "pyarrow"}
+        if package_of(path) != "experiments"
+        and {n.split(".")[0] for n in imported(path)} & {"pandas", "pyarrow"}
     }
     assert readers == {"clients/data.py"}
 
@@ -86,7 +90,8 @@ def test_only_the_protocol_packs_flower_records() -> None:
     packers = {
         path.relative_to(ROOT).as_posix()
         for path in files()
-        if {name.split(".")[-1] for name in imported(path) if name.startswith("flwr.")} & (records - {"RecordDict"})
+        if {name.split(".")[-1] for name in imported(path) if name.startswith("flwr.")}
+        & (records - {"RecordDict"})
     }
     benchmarks = {name for name in packers if name.startswith("experiments/benchmarks/")}
     assert packers - benchmarks == {"federation/protocol.py"}

@@ -51,7 +51,9 @@ def same(one: Weights, other: Weights) -> None:
         np.testing.assert_array_equal(value, other[name])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
     first = federate(make_study("privacy.sample_rate=0.5"), tmp_path / "a")
     second = federate(make_study("privacy.sample_rate=0.5"), tmp_path / "b")
     same(last(tmp_path / "a"), last(tmp_path / "b"))
@@ -130,8 +132,14 @@ def test_a_non_holder_never_moves_a_block(make_study: MakeStudy, tmp_path: Path)
     assert (weight[..., rest] != 0).all()
 
 
-def test_an_agency_without_the_label_does_not_train(make_study: MakeStudy, folder: Path, tmp_path: Path) -> None:
-    listing = (folder / "agencies.yaml").read_text().replace("name: north\n  kind: police", "name: north\n  kind: charity")
+def test_an_agency_without_the_label_does_not_train(
+    make_study: MakeStudy, folder: Path, tmp_path: Path
+) -> None:
+    listing = (
+        (folder / "agencies.yaml")
+        .read_text()
+        .replace("name: north\n  kind: police", "name: north\n  kind: charity")
+    )
     listing = listing.replace("kind: police\n  name: north", "kind: charity\n  name: north")
     (folder / "agencies.yaml").write_text(listing)
     result = federate(make_study(), tmp_path)
@@ -171,9 +179,12 @@ def test_without_noise_the_tables_are_the_pooled_truth(make_study: MakeStudy, tm
 
 
 def test_ray_gives_the_same_weights_as_local(make_study: MakeStudy, folder: Path) -> None:
-    local = run_study(make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1"), quiet=True)
+    local = run_study(
+        make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1"), quiet=True
+    )
     ray = run_study(
-        make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1", "engine=ray"), quiet=True
+        make_study("privacy.sample_rate=0.5", "rounds=2", "evaluation.checkpoints=1", "engine=ray"),
+        quiet=True,
     )
     assert (local["engine"], ray["engine"]) == ("local", "ray")
     models = [folder / "outputs" / run["run_id"] / "model" / "model.safetensors" for run in (local, ray)]
@@ -189,7 +200,10 @@ def fedrisk(folder: Path, *arguments: str) -> list[str]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
 def test_a_process_that_was_stopped_leaves_a_run_that_resumes(folder: Path, how: signal.Signals) -> None:
     run = subprocess.Popen(
-        fedrisk(folder, "run", "--quiet", "rounds=3000"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        fedrisk(folder, "run", "--quiet", "rounds=3000"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     until = time.monotonic() + 120
     while not list(folder.glob("outputs/small-*/checkpoints/round-0002*.safetensors")):
@@ -207,7 +221,16 @@ def test_a_process_that_was_stopped_leaves_a_run_that_resumes(folder: Path, how:
     assert reached is not None
     shorten(home, reached.round + 2)
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", "resume", home.name, "--output", str(folder / "outputs"), "--quiet"],
+        [
+            sys.executable,
+            "-m",
+            "experiments.cli",
+            "resume",
+            home.name,
+            "--output",
+            str(folder / "outputs"),
+            "--quiet",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

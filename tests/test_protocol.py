@@ -51,7 +51,12 @@ def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:
 
 def test_a_reply_has_no_other_field_than_these() -> None:
     """Adding a field to what leaves must be seen here and in docs/architecture.md."""
-    assert {field.name for field in dataclasses.fields(RoundReply)} == {"agency", "delta", "tables", "releases"}
+    assert {field.name for field in dataclasses.fields(RoundReply)} == {
+        "agency",
+        "delta",
+        "tables",
+        "releases",
+    }
     assert {field.name for field in dataclasses.fields(Ready)} == {"agency"}
     assert {field.name for field in dataclasses.fields(Refusal)} == {"agency", "reason"}
 
@@ -63,7 +68,9 @@ def test_a_reply_is_as_long_whatever_the_numbers_are(plan: TrainPlan, agency: st
 
     def size(value: float) -> int:
         delta = {"w": np.full(40, value, np.float32)}
-        packed = protocol.pack_reply(RoundReply(agency, delta, {"tune": np.full((2, 3, 2), value)}, (release,)), message)
+        packed = protocol.pack_reply(
+            RoundReply(agency, delta, {"tune": np.full((2, 3, 2), value)}, (release,)), message
+        )
         arrays = [record.count_bytes() for record in packed.content.array_records.values()]
         texts = [len(str(record)) for record in packed.content.config_records.values()]
         return sum(arrays) + sum(texts)
@@ -73,7 +80,9 @@ def test_a_reply_is_as_long_whatever_the_numbers_are(plan: TrainPlan, agency: st
 
 def test_what_does_not_decode_is_refused_as_malformed(plan: TrainPlan) -> None:
     empty = Message(RecordDict(), dst_node_id=1, message_type=protocol.ROUND)
-    other = Message(RecordDict({"fedrisk": ConfigRecord({"json": "[1"})}), dst_node_id=1, message_type=protocol.ROUND)
+    other = Message(
+        RecordDict({"fedrisk": ConfigRecord({"json": "[1"})}), dst_node_id=1, message_type=protocol.ROUND
+    )
     for message in (empty, other):
         with pytest.raises(Refused) as refused:
             protocol.read_round_order(message)
@@ -91,7 +100,13 @@ def test_another_version_is_refused_as_such(plan: TrainPlan) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("noise_multiplier", -1.0), ("sample_rate", 0.0), ("sample_rate", 1.5), ("delta", 0.0), ("max_grad_norm", 0.0)],
+    [
+        ("noise_multiplier", -1.0),
+        ("sample_rate", 0.0),
+        ("sample_rate", 1.5),
+        ("delta", 0.0),
+        ("max_grad_norm", 0.0),
+    ],
 )
 def test_an_impossible_plan_cannot_be_made(plan: TrainPlan, field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):

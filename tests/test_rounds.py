@@ -27,7 +27,9 @@ Answer = Callable[[RoundOrder, str], RoundReply | Refusal | None]
 
 def honest(order: RoundOrder, name: str, delta: float = 0.1) -> RoundReply:
     tables = {part: np.ones((2, len(order.plan.edges) - 1, 2)) * 20 for part in order.evaluate}
-    change = {key: np.full_like(value, delta) for key, value in order.weights.items()} if order.train else None
+    change = (
+        {key: np.full_like(value, delta) for key, value in order.weights.items()} if order.train else None
+    )
     return RoundReply(name, change, tables, (order.plan.train_release(),))
 
 
@@ -43,7 +45,11 @@ def scripted(answers: Mapping[str, Answer], grid: type[LocalGrid] = LocalGrid) -
     def one_round(message: Message, context: Context) -> Message:
         name = str(context.node_config["name"])
         reply = answers[name](protocol.read_round_order(message), name)
-        return protocol.pack_reply(reply, message) if reply is not None else Message(RecordDict(), reply_to=message)
+        return (
+            protocol.pack_reply(reply, message)
+            if reply is not None
+            else Message(RecordDict(), reply_to=message)
+        )
 
     return grid(app, [{"name": name} for name in answers])
 
@@ -79,11 +85,15 @@ def wrong_shape(order: RoundOrder, name: str) -> RoundReply:
 
 def wrong_type(order: RoundOrder, name: str) -> RoundReply:
     reply = honest(order, name)
-    return RoundReply(name, reply.delta and {k: v.astype(float) for k, v in reply.delta.items()}, reply.tables, ())
+    return RoundReply(
+        name, reply.delta and {k: v.astype(float) for k, v in reply.delta.items()}, reply.tables, ()
+    )
 
 
 def other_parameters(order: RoundOrder, name: str) -> RoundReply:
-    return RoundReply(name, {"x": np.zeros(1, np.float32)} if order.train else None, honest(order, name).tables, ())
+    return RoundReply(
+        name, {"x": np.zeros(1, np.float32)} if order.train else None, honest(order, name).tables, ()
+    )
 
 
 def another_name(order: RoundOrder, name: str) -> RoundReply:
@@ -103,7 +113,9 @@ def refuses(order: RoundOrder, name: str) -> Refusal:
     [nan, infinite, wrong_shape, wrong_type, other_parameters, another_name, nothing],
     ids=lambda answer: answer.__name__,
 )
-def test_rubbish_is_rejected_named_and_changes_nothing(experiment: Experiment, tmp_path: Path, answer: Answer) -> None:
+def test_rubbish_is_rejected_named_and_changes_nothing(
+    experiment: Experiment, tmp_path: Path, answer: Answer
+) -> None:
     with_rubbish = {"clinic": honest, "north": honest, "south": answer}
     result = run_federation(scripted(with_rubbish), experiment, FACTS, tmp_path / "with")
     assert all(list(record["rejected"]) == ["south"] for record in result["rounds"])
@@ -129,7 +141,9 @@ def test_an_agency_that_refuses_leaves_the_run_and_is_named(experiment: Experime
     assert result["agencies"]["north"]["epsilon"]["train"] > 0, "it may have charged before it failed"
 
 
-def test_a_late_agency_is_named_asked_again_and_its_charge_counted(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_late_agency_is_named_asked_again_and_its_charge_counted(
+    experiment: Experiment, tmp_path: Path
+) -> None:
     grid = scripted(dict.fromkeys(AGENCIES, honest), Losing)
     result = run_federation(grid, experiment, FACTS, tmp_path)
     assert all(record["late"] == ["north"] for record in result["rounds"])
@@ -154,9 +168,7 @@ def test_void_rounds_leave_the_weights_and_end_the_run(make_study: MakeStudy, tm
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_and_two_agencies_are_enough(make_study: MakeStudy, tmp_path: Path, count: int) -> None:
     experiment = make_study("join_timeout=0.1", "round_timeout=0.2").experiment
-    result = run_federation(
-        scripted(dict.fromkeys(AGENCIES[:count], honest)), experiment, FACTS, tmp_path
-    )
+    result = run_federation(scripted(dict.fromkeys(AGENCIES[:count], honest)), experiment, FACTS, tmp_path)
     assert result["rounds"][-1]["replied"] == list(AGENCIES[:count])
 
 
@@ -171,9 +183,14 @@ ALL = [
 ]
 
 
-def updates(deltas: list[np.ndarray], weights: list[float], held: list[dict[str, np.ndarray]]) -> list[Update]:
+def updates(
+    deltas: list[np.ndarray], weights: list[float], held: list[dict[str, np.ndarray]]
+) -> list[Update]:
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
-    return [Update(message, {"w": d.astype(np.float32)}, w, h) for d, w, h in zip(deltas, weights, held, strict=True)]
+    return [
+        Update(message, {"w": d.astype(np.float32)}, w, h)
+        for d, w, h in zip(deltas, weights, held, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda settings: settings.name)
@@ -222,9 +239,14 @@ def test_fedavg_is_the_publicly_weighted_mean_and_blocks_are_averaged_over_holde
 
 def test_a_checkpoint_survives_and_only_the_last_two_are_kept(tmp_path: Path) -> None:
     for number in range(1, 6):
-        saved = Checkpoint(number, "abc", {"w": np.float32([number])}, {"m/w": np.ones(1)}, {"t": np.ones(2)}, {"a": [1]})
+        saved = Checkpoint(
+            number, "abc", {"w": np.float32([number])}, {"m/w": np.ones(1)}, {"t": np.ones(2)}, {"a": [1]}
+        )
         path = checkpoint.write(saved, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-00004.safetensors", "round-00005.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "round-00004.safetensors",
+        "round-00005.safetensors",
+    ]
     found = checkpoint.read_last(tmp_path)
     assert found is not None
     assert (found.round, found.config_sha256, found.history) == (5, "abc", {"a": [1]})

@@ -137,7 +137,9 @@ def test_the_sum_is_that_of_a_per_person_gradient_loop(make, k, clipped):
     module, everyone = make(), people(40, k)
     gradients = per_person_gradients(module, *everyone)
     norms = np.linalg.norm(gradients, axis=1)
-    for c in {1.0: [norms[norms > 0].min() / 2], 0.5: [np.median(norms)], 0.0: [norms.max() * 2, math.inf]}[clipped]:
+    for c in {1.0: [norms[norms > 0].min() / 2], 0.5: [np.median(norms)], 0.0: [norms.max() * 2, math.inf]}[
+        clipped
+    ]:
         expected = clipped_by_hand(gradients, c)
         found = flat(clipped_sum(module, *everyone, float(c)))
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
@@ -202,16 +204,19 @@ def test_a_person_far_above_c_adds_c(spec):
     assert 0.3 * (1 - 1e-5) < norm <= 0.3
 
 
-def test_rows_that_cancel_are_not_let_through_by_rounding():
-    """Opposite labels on the same huge row: the true gradient is 0, its terms are a million times C."""
-    module = build(SPECS["mlp"], D, seed=2)
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+@pytest.mark.parametrize("apart", [0, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_rows_that_cancel_are_not_let_through_by_rounding(name, apart):
+    """Opposite labels on nearly the same huge row: the gradient is a small difference of huge terms."""
+    module, rng = build(SPECS[name], D, seed=2), np.random.default_rng(0)
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(1e-9)  # logits near 0, so that the rows do cancel
-    row = torch.tensor([1e6, -3e5, 7e5, 1e6, 1.0])
-    x, y = torch.stack([row, row * (1 + 1e-7)]).unsqueeze(0), torch.tensor([[0.0, 1.0]])
-    for c in (1e-6, 1e-3, 1.0):
-        assert np.linalg.norm(flat(clipped_sum(module, x, y, torch.ones(1, 2), c))) <= c
+    for c in (1e-3, 1.0) * 30:
+        row = rng.uniform(-1e6, 1e6, D)
+        x = np.stack([row, row * (1 + apart * rng.normal(size=D)), row])[None]
+        y, present = np.array([[0.0, 1.0, 0.0]]), np.array([[1.0, 1.0, 0.0]])
+        assert np.linalg.norm(flat(clipped_sum(module, x, y, present, c))) <= c
 
 
 def test_a_layer_that_mixes_people_is_refused():

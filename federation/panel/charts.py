@@ -68,7 +68,7 @@ def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel]) -> 
     """Rows of dots with whiskers, one panel beside the other, all rows in line."""
     labels = min(max((7.0 * len(name) for name in rows), default=0.0) + 14, 200.0)
     gap, height = 22.0, 28.0 * len(rows)
-    width = (WIDTH - labels + gap) / max(len(panels), 1) - gap
+    width = (WIDTH - 1 - labels + gap) / max(len(panels), 1) - gap
     out = [_text(0, TOP + 18 + 28 * at, _short(name, 28)) for at, name in enumerate(rows)]
     for at, panel in enumerate(panels):
         out += _panel(panel, labels + at * (width + gap), width, height)

@@ -268,7 +268,7 @@ def _facts(result: Json) -> dict[str, Any]:
         "simulation": result.get("simulation") is not False,
         "private": privacy.get("mechanism") == "gaussian",
         "finished": result.get("status") == "finished",
-        "who": "records" if str(privacy.get("unit", "")).startswith("row") else "people",
+        "rows": str(privacy.get("unit", "")).startswith("row"),
     }
 
 
@@ -612,8 +612,8 @@ def _events(result: Json) -> dict[str, Any]:
     return {
         "done": len(rounds),
         "planned": result.get("rounds_planned") or "not given",
-        "total": _duration(sum(seconds)) if seconds else "not measured",
-        "median": _duration(median(seconds)) if seconds else "not measured",
+        "total": _duration(sum(seconds)) if seconds else "",
+        "median": _duration(median(seconds)) if seconds else "",
         "incidents": [(name, words, _numbers(at)) for (name, words), at in sorted(happened.items())],
     }
 

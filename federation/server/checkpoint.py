@@ -49,7 +49,9 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".writing")
         with beside.open("wb") as file:
-            file.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"fedrisk": json.dumps(facts)}))
+            file.write(
+                save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"fedrisk": json.dumps(facts)})
+            )
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -72,7 +74,9 @@ def read_last(folder: Path) -> Checkpoint | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads(file.metadata()["fedrisk"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{paths[-1]} is not a whole checkpoint: remove it to resume from the one before") from None
+        raise CheckpointError(
+            f"{paths[-1]} is not a whole checkpoint: remove it to resume from the one before"
+        ) from None
 
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
@@ -90,5 +94,7 @@ def read_last(folder: Path) -> Checkpoint | None:
 def write_model(weights: Weights, facts: Mapping[str, str], path: Path) -> Path:
     """The final weights with the facts to use them (model, contract, run), all strings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in weights.items()}, dict(facts)))
+    path.write_bytes(
+        save({name: np.ascontiguousarray(value) for name, value in weights.items()}, dict(facts))
+    )
     return path

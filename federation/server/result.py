@@ -96,7 +96,12 @@ def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Release]:
 
 
 def checkpoint_record(
-    experiment: Experiment, plan: TrainPlan, part: str, measured: int, tables: Mapping[str, np.ndarray], orders: Orders
+    experiment: Experiment,
+    plan: TrainPlan,
+    part: str,
+    measured: int,
+    tables: Mapping[str, np.ndarray],
+    orders: Orders,
 ) -> dict[str, Any]:
     """Metrics of the weights after round `measured`, from the noised tables of all agencies."""
     contract = experiment.data_contract
@@ -109,7 +114,9 @@ def checkpoint_record(
         if name.startswith(prefix)
     }
     settings = experiment.settings.evaluation
-    metrics = summarise(by_agency, contract.group_margins, settings.cutoff, settings.minimum) if by_agency else None
+    metrics = (
+        summarise(by_agency, contract.group_margins, settings.cutoff, settings.minimum) if by_agency else None
+    )
     return {
         "round": measured,
         "part": part,
@@ -131,7 +138,9 @@ def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orde
     several: dict[str, float | None] = {"1": None, "2": None, "3": None}
     if plan.privacy.mechanism != "none":
         each = [releases_of(plan, counts) for counts in orders.values()]
-        several = {str(m): epsilon_at_several(each, plan.privacy.delta, m) for m in (1, 2, 3) if m <= len(each)}
+        several = {
+            str(m): epsilon_at_several(each, plan.privacy.delta, m) for m in (1, 2, 3) if m <= len(each)
+        }
     unit = experiment.data_contract.unit.kind
     return {
         "mechanism": plan.privacy.mechanism,
@@ -160,7 +169,11 @@ def agency_facts(
     counts = orders.get(name, {})
     spent = releases_of(plan, counts)
     none = plan.privacy.mechanism == "none"
-    costs = {"train": None, "evaluate": None, "total": None} if none else epsilon_by_kind(spent, plan.privacy.delta)
+    costs = (
+        {"train": None, "evaluate": None, "total": None}
+        if none
+        else epsilon_by_kind(spent, plan.privacy.delta)
+    )
     return {
         "kind": participant.kind,
         "public_size": participant.public_size,

@@ -87,7 +87,9 @@ def run_federation(
     void = 0
     for number in range(state.round + 1, plan.rounds + 1):
         started = clock()
-        order = RoundOrder(plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ())
+        order = RoundOrder(
+            plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
+        )
         got = ask(grid, experiment, federation, order)
         updates = _updates(experiment, plan, got)
         enough = len(updates) >= settings.min_agencies
@@ -205,7 +207,7 @@ def _problem(reply: object, name: str, order: RoundOrder, n_groups: int) -> str 
     if order.train != (reply.delta is not None) or set(reply.tables) != set(order.evaluate):
         return "the reply is not what was ordered"
     shape = (n_groups, len(order.plan.edges) - 1, 2)
-    expected = {part: (shape, np.float64) for part in order.evaluate}
+    expected: dict[str, tuple[tuple[int, ...], type]] = dict.fromkeys(order.evaluate, (shape, np.float64))
     arrays = dict(reply.tables)
     if reply.delta is not None:
         expected |= {f"delta/{key}": (value.shape, np.float32) for key, value in order.weights.items()}
@@ -247,8 +249,10 @@ def _first_state(experiment: Experiment, folder: Path) -> Checkpoint:
     """The last checkpoint of the same configuration, or the initial weights."""
     found = checkpoints.read_last(folder / "checkpoints")
     if found is None:
-        module = risk.build(experiment.settings.model, len(layout(experiment.data_contract).names), experiment.settings.seed)
-        history = {"rounds": [], "checkpoints": [], "orders": {}}
+        module = risk.build(
+            experiment.settings.model, len(layout(experiment.data_contract).names), experiment.settings.seed
+        )
+        history: dict[str, Any] = {"rounds": [], "checkpoints": [], "orders": {}}
         return Checkpoint(0, experiment.sha256, risk.weights_of(module), history=history)
     if found.config_sha256 != experiment.sha256:
         raise RunError(
@@ -275,7 +279,12 @@ def _after(
     for name, (_, reply) in got.replies.items():
         tables |= {f"{part}/{measured}/{name}": table for part, table in reply.tables.items()}
     orders = {name: dict(counts) for name, counts in state.history["orders"].items()}
-    for name in [*got.replies, *got.late, *got.rejected, *(n for n, r in got.refused.items() if r == "UNAVAILABLE")]:
+    for name in [
+        *got.replies,
+        *got.late,
+        *got.rejected,
+        *(n for n, r in got.refused.items() if r == "UNAVAILABLE"),
+    ]:
         counts = orders.setdefault(name, {"train": 0, "tune": 0, "test": 0, "rounds": 0})
         for kind in [*order.evaluate, *(["train"] if order.train else [])]:
             counts[kind] += 1
@@ -288,7 +297,7 @@ def _after(
         "refused": got.refused,
         "rejected": got.rejected,
     }
-    history = {
+    history: dict[str, Any] = {
         "rounds": [*state.history["rounds"], record] if order.train else list(state.history["rounds"]),
         "checkpoints": list(state.history["checkpoints"]),
         "orders": orders,

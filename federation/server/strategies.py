@@ -6,6 +6,7 @@ hold are averaged over their holders, and the optimiser's state can be saved and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -31,7 +32,7 @@ class Update:
 
 def build(settings: Strategy) -> FedAvg:
     """Flower's strategy for `settings`. Sampling of nodes is not Flower's here: every agency is asked."""
-    adaptive = {
+    adaptive: dict[str, Any] = {
         "eta": settings.server_learning_rate,
         "beta_1": settings.beta_1,
         "beta_2": settings.beta_2,
@@ -98,7 +99,9 @@ def _set_current(strategy: FedAvg, weights: Weights) -> None:
 def state(strategy: FedAvg, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The optimiser's state as flat named arrays; empty for strategies that keep none."""
     if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
-        return {f"momentum/{name}": value for name, value in zip(names, strategy.momentum_vector, strict=True)}
+        return {
+            f"momentum/{name}": value for name, value in zip(names, strategy.momentum_vector, strict=True)
+        }
     if isinstance(strategy, FedAdam | FedYogi) and strategy.m_t and strategy.v_t:
         first = {f"m/{name}": strategy.m_t[name] for name in names}
         return first | {f"v/{name}": strategy.v_t[name] for name in names}

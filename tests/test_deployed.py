@@ -1,0 +1,237 @@
+"""A federation as agencies would run it: a SuperLink, three SuperNodes, and `fedrisk submit`."""
+
+import json
+import re
+import shutil
+import stat
+import sys
+import tomllib
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import yaml
+from conftest import CONTRACT, people, write_table
+from deployment import NAME, Deployment, alive, deployed, descendants, free_ports, know_superlink
+
+from clients.ledger import Ledger
+from experiments import cli, engines
+from experiments.config import compose, read
+from federation.protocol import TrainPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+AGENCIES = {"clinic": "health", "north": "police", "south": "police"}
+CANARY = "canary-person"
+RUN_SECONDS = 400.0  # far more than it takes, for a machine with other work
+SETTINGS = ["experiment=own", "name=deployed", "tracking=none", "output=runs", "rounds=3"]
+SETTINGS += ["evaluation.checkpoints=1", "min_agencies=3"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted run: its name, Flower's number for it, and where the coordinator keeps it."""
+
+    name: str
+    number: str
+    folder: Path
+
+
+def lay_out(root: Path) -> dict[str, Path]:
+    """A node folder for each agency, and what the data scientist has: a contract and a list without tables."""
+    nodes, listing = {}, []
+    for seed, (name, kind) in enumerate(AGENCIES.items()):
+        home = nodes[name] = root / "agencies" / name
+        home.mkdir(parents=True)
+        rows = [row | {"person": f"{CANARY}-{row['person']}"} for row in people(seed)]
+        write_table(home / "people.csv", rows, () if kind == "health" else ("visits",))
+        facts = {"name": name, "kind": kind, "public_size": 300}
+        node = facts | {"table": "people.csv", "contract": "contract.yaml"}
+        policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 100}
+        (home / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
+        (home / "node.toml").write_text(tomli_w.dumps(node))
+        (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"epsilon": 4.0, "delta": 1e-5}}))
+        listing.append(facts)
+    (root / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
+    (root / "agencies.yaml").write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    root = tmp_path_factory.mktemp("deployed")
+    with deployed(root, lay_out(root)) as running:
+        yield running
+        family = [pid for process in running.processes.values() for pid in descendants(process.pid)]
+    assert not [pid for pid in family if alive(pid)], "a process outlived its deployment"
+
+
+def submit(deployment: Deployment, *overrides: str) -> Run:
+    """`fedrisk submit`, and what it says."""
+    arguments = ["submit", NAME, "data.agencies=agencies.yaml", *SETTINGS, *overrides]
+    done = deployment.command("experiments.cli", *arguments)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"run +(\S+), which Flower calls (\d+)\nresult +(\S+)/result.json", done.stdout)
+    assert said is not None, done.stdout
+    assert f"flwr log {said[2]} {NAME}" in done.stdout
+    return Run(said[1], said[2], Path(said[3]))
+
+
+@pytest.fixture(scope="module")
+def finished(deployment: Deployment) -> Run:
+    """A run that has been submitted and is over."""
+    run = submit(deployment)
+    deployment.wait((run.folder / "result.json").exists, RUN_SECONDS, "the run's result")
+    deployment.wait(lambda: deployment.status(run.number) != "running", RUN_SECONDS, "the run's end")
+    return run
+
+
+def plan_of(deployment: Deployment, run: Run) -> TrainPlan:
+    """The plan that the agencies must have seen."""
+    config = compose([*SETTINGS, "engine=superlink", f"data.agencies={deployment.folder}/agencies.yaml"])
+    return read(config, tables=False).experiment.plan(run.name, simulation=False)
+
+
+def charged(node: Path) -> list[tuple[str, Any]]:
+    """The plan and the release of every charge in a node's ledger, which is for life."""
+    with Ledger(node / "ledger.db", budget=None, scope="lifetime") as ledger:
+        return [(entry.plan_sha256, entry.releases[0]) for entry in ledger.entries() if entry.action == "charge"]
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_three_agencies_finish_three_rounds(deployment: Deployment, finished: Run) -> None:
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert deployment.status(finished.number) == "finished:completed"
+    assert (result["run_id"], result["status"]) == (finished.name, "finished")
+    assert (result["engine"], result["simulation"]) == ("superlink", False)
+    assert result["privacy"]["ledger"] == "lifetime"
+    assert [record["round"] for record in result["rounds"]] == [1, 2, 3]
+    assert all(record["replied"] == list(AGENCIES) for record in result["rounds"])
+    assert all(agency["status"] == "trained" for agency in result["agencies"].values())
+    assert result["final"]["part"] == "test"
+    assert (finished.folder / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_each_ledger_holds_what_the_plan_says(deployment: Deployment, finished: Run) -> None:
+    plan = plan_of(deployment, finished)
+    assert plan.seed is None
+    assert json.loads((finished.folder / "result.json").read_text())["plan_sha256"] == plan.sha256
+    splits = set()
+    for node in deployment.nodes.values():
+        entries = charged(node)
+        assert {sha for sha, _ in entries} == {plan.sha256}
+        assert Counter(replace(release, split_id="") for _, release in entries) == Counter(plan.releases())
+        splits |= {release.split_id for _, release in entries}
+    assert len(splits) == len(AGENCIES), "each agency deals its people with a secret of its own"
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_nothing_of_a_record_and_no_code_is_outside_the_agencies(deployment: Deployment, finished: Run) -> None:
+    """Logs, homes and results of everybody; the agencies' own folders are theirs."""
+    assert finished.folder.is_dir()
+    outside = [
+        path
+        for path in deployment.folder.rglob("*")
+        if path.is_file() and deployment.folder / "agencies" not in path.parents
+    ]
+    assert not [path for path in outside if CANARY.encode() in path.read_bytes()]
+    bundles = [path for path in outside if "apps" in path.parts]
+    assert {path.name for path in bundles if ".info" not in path.parts} == {"pyproject.toml"}
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_a_node_keeps_its_secret_to_itself(deployment: Deployment, finished: Run) -> None:
+    assert finished.folder.is_dir()
+    keys = {node / "split.key" for node in deployment.nodes.values()}
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+    assert {len(key.read_bytes()) for key in keys} == {32}
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_nodes_refuse_a_plan_without_privacy_and_the_run_fails(deployment: Deployment, finished: Run) -> None:
+    before = {name: charged(node) for name, node in deployment.nodes.items()}
+    run = submit(deployment, "privacy=none")
+    deployment.wait((run.folder / "run.log").exists, RUN_SECONDS, "the refused run's log")
+    log = run.folder / "run.log"
+    deployment.wait(lambda: "RunError" in log.read_text(), RUN_SECONDS, "the run's failure")
+    deployment.wait(lambda: deployment.status(run.number) != "running", RUN_SECONDS, "the run's end")
+    assert deployment.status(run.number) == "finished:failed"
+    assert all(f"{name} (refused: PRIVACY)" in log.read_text() for name in AGENCIES)
+    assert "refused: PRIVACY" in deployment.log(run.number)
+    assert not (run.folder / "result.json").exists()
+    assert {name: charged(node) for name, node in deployment.nodes.items()} == before
+    for node in deployment.nodes.values():
+        assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "node.log").read_text()
+
+
+def refused_submit(superlink: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `fedrisk submit` says on its way out with exit code 1."""
+    monkeypatch.setattr(sys, "argv", ["fedrisk", "submit", superlink, "data.agencies=agencies.yaml", *SETTINGS])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data scientist's folder, with a Flower home of its own."""
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["nowhere", "local"])
+def test_an_unknown_superlink_is_one_sentence(
+    submitter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`local` is Flower's own name for a simulation that it would start by itself."""
+    (submitter / "flower").mkdir()
+    (submitter / "flower" / "config.toml").write_text('[superlink.local]\naddress = ":local:"\n')
+    said = refused_submit(name, monkeypatch, capsys)
+    assert said.startswith(f"fedrisk: there is no SuperLink '{name}': {submitter}/flower/config.toml needs")
+    assert said.count("\n") == 1
+    assert not (submitter / "runs").exists()
+
+
+def test_an_unreachable_superlink_is_one_sentence(
+    submitter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    know_superlink(submitter / "flower", "down", address)
+    said = refused_submit("down", monkeypatch, capsys)
+    assert said.startswith(f"fedrisk: the SuperLink 'down' at {address} did not take the run: Connection to the")
+    assert said.count("\n") == 1
+
+
+def test_the_repository_is_a_flower_app_whose_bundle_has_no_code_tests_or_data(tmp_path: Path) -> None:
+    from flwr.cli.build import build_fab_from_disk
+    from flwr.cli.config_utils import load_and_validate
+
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("clients", "federation", "models", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "people.json").write_text('["a record"]')
+    config, warnings = load_and_validate(tmp_path / "pyproject.toml")
+    assert warnings == []
+    assert set(zipfile.ZipFile(BytesIO(build_fab_from_disk(tmp_path))).namelist()) == {
+        "pyproject.toml",
+        ".info/CONTENT",
+    }
+    submitted = engines.bundle()["tool"]["flwr"]["app"]
+    assert {key: config["tool"]["flwr"]["app"][key] for key in submitted} == submitted
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "fedrisk"

@@ -1,0 +1,460 @@
+"""What a panel reads: every number from the result, nothing that may not be shown, nothing from elsewhere."""
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_result import SECRET, fake_compare, fake_result
+
+from federation.panel import charts, report
+from federation.panel.charts import Mark, Panel, Point
+from federation.panel.report import (
+    cell,
+    certainty,
+    comparison,
+    of_thousand,
+    render_report,
+    shown,
+    write_compare,
+    write_report,
+)
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+RESULT = fake_result()
+PAGE = render_report(RESULT)
+
+
+class Outline(HTMLParser):
+    """Reads a page; fails on a tag that is not closed, or closed twice."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def compare_page(folder: Path) -> str:
+    return write_compare(fake_compare(), folder / "compare.html").read_text(encoding="utf-8")
+
+
+# ---- the page by itself ----
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    for page in (PAGE, compare_page(tmp_path), render_report(fake_result(private=False))):
+        outline = Outline(page)
+        assert not {tag for tag, _ in outline.tags} & {
+            "script",
+            "link",
+            "img",
+            "iframe",
+            "object",
+            "embed",
+            "form",
+        }
+        for _, attrs in outline.tags:
+            assert not [
+                name for name in attrs if name.startswith("on") or name in ("src", "srcset", "action")
+            ]
+            assert (attrs.get("href") or "#").startswith("#")
+        assert not re.search(r"https?:|url\(|@import|javascript:", page)
+        assert len(page) < 1_500_000
+
+
+def test_ids_are_unique_and_every_reference_meets_one() -> None:
+    outline = Outline(PAGE)
+    ids = [attrs["id"] for _, attrs in outline.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    wanted = [(attrs["href"] or "")[1:] for attrs in outline.named("a")]
+    for _, attrs in outline.tags:
+        wanted += (attrs.get("aria-labelledby") or "").split()
+    assert set(wanted) <= set(ids)
+
+
+def test_pictures_speak_and_have_a_table_behind_them() -> None:
+    outline = Outline(PAGE)
+    pictures = outline.named("svg")
+    assert len(pictures) == 7
+    assert all(attrs["role"] == "img" and attrs["aria-labelledby"] for attrs in pictures)
+    assert len(outline.named("title")) == 1 + len(pictures)
+    assert len(outline.named("desc")) == len(pictures)
+    for title in ("calibration", "time", "group-0", "group-1", "agencies", "comparison"):
+        after = PAGE[PAGE.index(f'id="{title}-title"') :]
+        assert after.index("<details>") < (after.find("<svg") if "<svg" in after else len(after))
+    assert len(outline.named("caption")) == len(outline.named("table"))
+    assert all(attrs.get("scope") in ("row", "col") for attrs in outline.named("th"))
+
+
+def test_it_says_so_in_plain_words() -> None:
+    text = Outline(PAGE).text
+    for words in (
+        "In 76 of 100 such pairs",
+        "would flag 456 of 1,000 people. 266 of them had the outcome; 190 did not.",
+        "It would miss 118 of the 384",
+        "at most 95.3 in 100 sure",
+        "one in 100,000",
+        "It protects one person at one agency",
+        "4 of 5 agencies took part",
+        "refused: its privacy budget would have been exceeded",
+        "cannot be told from noise",
+        "more than noise",
+        "Not shown: other .",
+        "Research: a simulation.",
+        "4 March 2026, 10:17 UTC",
+        RESULT["plan_sha256"],
+    ):
+        assert words in text
+
+
+def test_a_run_without_privacy_says_so_in_red() -> None:
+    page = render_report(fake_result(private=False))
+    assert '<div class="banner alarm" role="note"><strong>No privacy protection was used in this run.' in page
+    assert "There is no limit on what may be learned" in page
+    assert "No privacy protection" not in PAGE
+
+
+def test_rows_as_unit_and_real_runs_are_named_as_what_they_are() -> None:
+    result = copy.deepcopy(RESULT)
+    result["privacy"]["unit"], result["simulation"] = "row at one agency", False
+    result["privacy"]["ledger"] = "lifetime"
+    text = Outline(render_report(result)).text
+    assert "What is protected here is a record, not a person" in text
+    assert "a simulation" not in text
+    assert "everything the agency ever released" in text
+
+
+# ---- every number comes from the result, and only those that may be shown ----
+
+
+def test_no_suppressed_value_is_on_the_page() -> None:
+    assert not [
+        value for value in SECRET if str(value)[:5] in PAGE or f"{100 * value:.1f}" in Outline(PAGE).text
+    ]
+    assert 'class="hatch"' in PAGE
+    assert 'class="none">not shown' in PAGE
+
+
+def suppressed(value: Any) -> Any:
+    """A copy of a result in which no estimate may be published."""
+    if isinstance(value, dict):
+        kept = {key: suppressed(entry) for key, entry in value.items()}
+        return (
+            kept | dict(zip(("value", "low", "high"), SECRET, strict=True), publishable=False)
+            if "publishable" in value
+            else kept
+        )
+    return [suppressed(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_when_nothing_may_be_shown_nothing_is() -> None:
+    page = render_report(suppressed(RESULT))
+    text = Outline(page).text
+    assert not [value for value in SECRET if str(value)[:5] in page]
+    assert 'class="dot"' not in page[: page.index('id="comparison-title"')]
+    assert "How well it ranks may not be shown" in text
+    assert "The worst gap between groups may not be shown" in text
+    assert text.count("not shown") > 40
+
+
+@pytest.mark.parametrize("name", ["auc", "brier", "selection_rate", "tpr", "fpr", "ppv"])
+def test_each_overall_number_is_the_results_own(name: str) -> None:
+    estimate = RESULT["final"]["metrics"]["overall"][name]
+    words, _, unit = report.MEASURES[name]
+    text = Outline(PAGE).text
+    row = text[text.index("Everyone together") :]
+    row = row[row.index(words) :]
+    numbers = cell(estimate, unit)
+    assert row.index(f"{numbers.text} {numbers.interval}") < 160
+
+
+def test_a_table_of_groups_has_the_results_numbers() -> None:
+    text = Outline(PAGE).text
+    for attribute, levels in RESULT["final"]["metrics"]["groups"].items():
+        rows = text[text.index(f"Rates by {attribute}") :]
+        for level, table in levels.items():
+            said = [cell(table[name], report.MEASURES[name][2]) for name in report.BY_GROUP]
+            assert f"{level} {' '.join(f'{c.text} {c.interval}'.strip() for c in said)}" in rows
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (None, "not computed"),
+        ({"value": 0.5, "low": 0.4, "high": 0.6}, "not shown"),
+        ({"value": 0.5, "low": 0.4, "high": 0.6, "publishable": 1}, "not shown"),
+        ({"value": None, "low": None, "high": None, "publishable": True}, "not computed"),
+        ({"value": float("nan"), "low": None, "high": None, "publishable": True}, "not computed"),
+        ({"value": 0.5, "low": None, "high": None, "publishable": True}, "50.0%"),
+    ],
+)
+def test_only_what_says_publishable_is_shown(estimate: dict[str, Any] | None, text: str) -> None:
+    assert cell(estimate, "percent").text == text
+    assert (shown(estimate) is None) == (text != "50.0%")
+
+
+def test_a_thousand_people_add_up() -> None:
+    def table(*rates: float) -> dict[str, Any]:
+        names = ("base_rate", "tpr", "fpr")
+        return {
+            n: {"value": r, "low": r, "high": r, "publishable": True}
+            for n, r in zip(names, rates, strict=True)
+        }
+
+    steps = [0.0, 0.001, 1 / 3, 0.5, 0.777, 1.0, 1.2, -0.1]
+    for rates in itertools.product(steps, repeat=3):
+        people = of_thousand(table(*rates))
+        assert people is not None
+        assert sum(people[k] for k in ("found", "missed", "wrong", "left")) == 1000
+        assert min(people.values()) >= 0
+    assert of_thousand(table(0.3, 0.5, 0.1)) == {
+        "found": 150, "missed": 150, "wrong": 70, "left": 630, "flagged": 220, "had": 300,
+    }  # fmt: skip
+    hidden = table(0.3, 0.5, 0.1)
+    hidden["tpr"]["publishable"] = False
+    assert of_thousand(hidden) is None
+
+
+def test_certainty_is_the_posterior_of_an_even_bet_and_never_too_low() -> None:
+    assert certainty(0.0) == "50.0 in 100"
+    assert certainty(math.log(3)) == "75.0 in 100"  # odds of 1 become odds of 3
+    assert certainty(3.0) == "95.3 in 100"  # 95.257, rounded up
+    assert certainty(9.0) == "more than 99.9 in 100"
+    assert certainty(None) == "100 in 100"
+
+
+# ---- names are only names ----
+
+
+def renamed(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {renamed(k, old, new): renamed(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [renamed(entry, old, new) for entry in value]
+    return value.replace(old, new) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "northgate police",
+        "sex",
+        "under 25",
+        "crisis_within_a_year",
+        "riverside probation",
+        "layer.weight",
+        "early-help",
+    ]
+    + [
+        "12 months",
+        "People known",
+        "custody",
+        "pooled",
+        "Mean and",
+        "logistic",
+        "BUDGET",
+        "fedavgm",
+        "police",
+    ],
+)
+def test_markup_in_a_name_stays_text(name: str) -> None:
+    canary = '<script>alert("x")</script><img src=x onerror=y>\'&"'
+    page = render_report(renamed(RESULT, name, canary))
+    outline = Outline(page)
+    assert not {tag for tag, _ in outline.tags} & {"script", "img"}
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+# ---- a result with parts missing ----
+
+
+def holes(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, replacement): each part of the result, gone or None, but not inside agencies, groups and estimates."""
+    for key, entry in value.items():
+        yield (*path, key), None
+        if isinstance(entry, dict) and len(path) < 2 and "publishable" not in entry and key != "groups":
+            yield from holes(entry, (*path, key))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in holes(RESULT)], ids=".".join)
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "null"])
+def test_any_part_may_be_missing(path: tuple[str, ...], gone: bool) -> None:
+    result = copy.copy(RESULT)
+    at: dict[str, Any] = result
+    for key in path[:-1]:
+        at[key] = copy.copy(at[key])
+        at = at[key]
+    if gone:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = None
+    text = Outline(render_report(result)).text
+    assert "None" not in text
+    assert "nan" not in text.split()
+
+
+def test_what_is_missing_is_said() -> None:
+    text = Outline(render_report({})).text
+    for words in (
+        "This run has no measurements",
+        "Whether the model treats groups alike is not known",
+        "not compared with other ways",
+        "No rounds are recorded",
+        "No agencies are named",
+        "did not finish",
+        "No privacy protection was used",
+        "Not given: the legal basis",
+    ):
+        assert words in text
+
+
+def test_without_a_test_the_last_checkpoint_stands_in_and_says_so() -> None:
+    text = Outline(render_report({**RESULT, "final": None})).text
+    assert "Measured on people set aside for tuning, after round 20: there is no final test" in text
+
+
+# ---- the comparison ----
+
+
+def test_the_comparison_shows_every_row_and_the_curve(tmp_path: Path) -> None:
+    page = compare_page(tmp_path)
+    text = Outline(page).text
+    for row in fake_compare()["rows"]:
+        assert row["name"] in text
+        assert f"{row['auc']['mean']:.3f} ± {row['auc']['sd']:.3f}" in text
+        assert f"{100 * row['worst_gap']['mean']:.1f} ± {100 * row['worst_gap']['sd']:.1f} points" in text
+    assert 'id="curve-title"' in page
+    assert 'id="curve-title"' not in PAGE  # one ε is no curve
+    assert comparison({"rows": []}) is None
+
+
+def test_a_comparison_may_lack_spreads_and_measures() -> None:
+    rows = [
+        {"name": "pooled", "kind": "pooled", "auc": {"mean": 0.7, "sd": None}, "brier": None},
+        {"name": "private", "kind": "private", "epsilon": 1.0, "auc": {"mean": 0.6, "sd": 0.1}},
+        {"name": "private", "kind": "private", "epsilon": 3.0, "auc": None},
+    ]
+    found = comparison({"note": None, "rows": rows})
+    assert found is not None
+    assert found["rows"][0][3:] == ("0.700", "not computed", "not computed")
+    assert found["curve"] is None
+
+
+# ---- how it looks ----
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2 relative luminance of #rrggbb."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_wcag_aa_on_every_ground() -> None:
+    style = PAGE[PAGE.index("<style>") : PAGE.index("</style>")]
+    colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", style))
+    written = set(re.findall(r"(?<![-a-z])color: var\(--([a-z]+)\)", style))
+    written |= set(re.findall(r"svg text[^{]*\{[^}]*fill: var\(--([a-z]+)\)", style))
+    grounds = set(re.findall(r"background: var\(--([a-z]+)\)", style))
+    assert written == {"ink", "soft", "accent", "alarm"}
+    assert grounds == {"paper", "card", "note", "warn", "rule"}  # rule: only lines between tiles
+    for text, ground in itertools.product(written, grounds - {"rule"}):
+        assert contrast(colours[text], colours[ground]) >= 4.5, f"{text} on {ground}"
+    for part in ("accent", "alarm", "second"):  # numbers on the bar are in the paper's colour
+        assert contrast(colours["paper"], colours[part]) >= 4.5
+    assert contrast(colours["ink"], colours["rule"]) >= 4.5
+    for line in ("accent", "mid"):  # dots, whiskers, dashed lines and hatching
+        assert contrast(colours[line], colours["paper"]) >= 3
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert not re.findall(r"(?:color|fill|stroke|background): ?#", style)
+
+
+def positions(svg: str, attribute: str) -> list[float]:
+    return [float(value) for value in re.findall(rf'class="dot"[^>]* {attribute}="([-0-9.]+)"', svg)]
+
+
+def test_dots_stand_where_their_numbers_are() -> None:
+    marks = [Mark(0.2, 0.1, 0.3), None, Mark(0.6, 0.5, 0.9)]
+    svg = charts.dots("k", "title", ["a", "b", "c"], [Panel("p", marks, (0.0, 1.0))])
+    low, high = positions(svg, "cx")
+    left = charts.dots("k", "title", ["a"], [Panel("p", [Mark(0.0)], (0.0, 1.0))])
+    assert high - low == pytest.approx(
+        2 * (low - positions(left, "cx")[0]), abs=0.2
+    )  # 0.2 to 0.6 is twice 0 to 0.2
+    assert svg.count('class="hatch"') == 1
+    assert svg.index('class="hatch"') < svg.rindex('class="dot"')
+
+
+def test_panels_that_are_compared_have_axes_of_one_length() -> None:
+    panels = [Panel("a", [Mark(0.1, 0.05, 0.2)]), Panel("b", [Mark(0.7, 0.4, 0.99)]), Panel("c", [None])]
+    lengths = {round(p.ends[1] - p.ends[0], 9) for p in charts.comparable(panels)}
+    assert len(lengths) == 1
+    for panel in charts.comparable(panels):
+        assert 0 <= panel.ends[0] < panel.ends[1] <= 1 + 1e-9
+        for mark in panel.marks:
+            assert mark is None or panel.ends[0] <= mark.value <= panel.ends[1]
+
+
+@pytest.mark.parametrize("marks", [[], [None], [Mark(0.5)], [Mark(0.7, 0.7, 0.7)], [Mark(0.0), Mark(1.0)]])
+def test_axes_hold_what_is_on_them(marks: list[Mark | None]) -> None:
+    low, high = charts.spread(marks, (0, 1))
+    assert 0 <= low < high <= 1
+    assert all(low <= m.value <= high for m in marks if m is not None)
+
+
+def test_a_better_point_is_higher_and_dearer_to_the_right() -> None:
+    points = [Point(0.5, Mark(0.6), "0.5"), Point(1.0, Mark(0.7), "1"), Point(8.0, Mark(0.75), "8")]
+    svg = charts.cost_curve("k", "t", points, [("pooled", 0.76), ("far away", 0.1)], (0.5, 0.8))
+    xs, ys = positions(svg, "cx"), positions(svg, "cy")
+    assert xs == sorted(xs)
+    assert ys == sorted(ys, reverse=True)
+    assert (xs[2] - xs[1]) == pytest.approx(3 * (xs[1] - xs[0]), abs=0.3)  # log axis: 8 is three doublings
+    assert "far away" not in svg
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(RESULT, tmp_path / "report.html")
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report({}, path)
+    assert path.read_text(encoding="utf-8") == PAGE
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
