@@ -21,7 +21,6 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from clients import train
 from clients.data import DataError, Dataset, load
 from clients.evaluate import noised_table
 from clients.ledger import Budget, Ledger, Scope
@@ -42,7 +41,6 @@ from federation.protocol import (
 from models import risk
 from models.contract import Contract, ContractError
 from models.features import layout
-
 
 KEY_BYTES = 32
 
@@ -71,6 +69,7 @@ class Node:
         self.contract = contract
         self.log = _file_log(folder, facts.name)
         self._resident: dict[tuple[float, float], Resident] = {}
+        self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
         budget = None if policy.budget is None else Budget(policy.budget.epsilon, policy.budget.delta)
         scope: Scope = "this run alone" if policy.simulation else "lifetime"
@@ -163,7 +162,9 @@ class Node:
         return Resident(dataset)
 
     def _module(self, plan: TrainPlan, weights: dict[str, np.ndarray]) -> torch.nn.Module:
-        module = risk.build(plan.model, len(layout(self.contract).names))
+        if plan.model not in self._modules:
+            self._modules = {plan.model: risk.build(plan.model, len(layout(self.contract).names))}
+        module = self._modules[plan.model]
         try:
             risk.load_weights(module, weights)
         except ValueError as error:
@@ -190,6 +191,8 @@ class Node:
     def _train(
         self, order: RoundOrder, records: "Resident", module: torch.nn.Module
     ) -> dict[str, np.ndarray]:
+        from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
+
         plan = order.plan
         x, y, present, _ = records.part("train")
         agreed = plan.participant(self.facts.name)
@@ -209,20 +212,28 @@ class Node:
 
     def _free(self, module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         """0 where a first-layer weight belongs to a block that this agency does not hold."""
-        blocks = layout(self.contract).block
-        held = [block is None or self.contract.holds(self.facts.kind, block) for block in blocks]
-        if all(held):
+        if self._held.all():
             return None
         name = risk.input_weight(module)
-        weight = dict(module.named_parameters())[name]
-        return {name: torch.tensor(held, dtype=torch.float32).expand_as(weight)}
+        return {name: self._held.expand_as(module.get_parameter(name))}
+
+    @functools.cached_property
+    def _held(self) -> torch.Tensor:
+        """0 or 1 for each feature: whether this agency holds its block."""
+        blocks = layout(self.contract).block
+        held = [block is None or self.contract.holds(self.facts.kind, block) for block in blocks]
+        return torch.tensor(held, dtype=torch.float32)
 
     def _noise(self, order: RoundOrder, purpose: str) -> Callable[[int, float], torch.Tensor]:
+        from clients import train
+
         if order.plan.seed is None:
             return train.os_noise()
         return train.simulated_noise(self._stream(order, f"{purpose} noise"))
 
     def _sampling(self, order: RoundOrder) -> np.random.Generator:
+        from clients import train
+
         if order.plan.seed is None:
             return train.os_sampling()
         return train.simulated_sampling(self._stream(order, "sampling"))
@@ -257,7 +268,7 @@ class Resident:
         return x, y, present, group
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def open_node(folder: Path) -> Node:
     """The node in `folder`, opened once per process. `NodeError` or `PolicyError` says what is wrong."""
     facts = _read_node_file(folder / "node.toml")

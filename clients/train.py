@@ -134,11 +134,9 @@ def os_noise() -> Noise:
 
     def draw(n: int, std: float) -> Tensor:
         bits = np.frombuffer(os.urandom(16 * ((n + 1) // 2)), dtype=np.uint64).reshape(2, -1)
-        uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53  # in (0, 1): the log is finite
-        radius = std * np.sqrt(-2.0 * np.log(uniform[0]))
-        angle = 2.0 * np.pi * uniform[1]
-        both = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))
-        return torch.from_numpy(both[:n].astype(np.float32))
+        uniform = torch.from_numpy(((bits >> np.uint64(11)) + 0.5) * 2.0**-53)  # in (0, 1): the log is finite
+        radius, angle = (-2.0 * uniform[0].log()).sqrt_().mul_(std), 2.0 * math.pi * uniform[1]
+        return torch.cat((radius * angle.cos(), radius * angle.sin()))[:n].float()
 
     return draw
 
@@ -169,7 +167,7 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         if not 0 < expected_batch < math.inf:
             raise ValueError(f"expected_batch must be above 0 and finite, got {expected_batch}")
         super().__init__(
-            torch.optim.SGD([weights], lr=lr, foreach=False),
+            _Descent(weights, lr),
             noise_multiplier=privacy.noise_multiplier if privacy.mechanism == "gaussian" else 0.0,
             max_grad_norm=privacy.max_grad_norm,
             expected_batch_size=expected_batch,
@@ -185,6 +183,23 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             p.grad = p.summed_grad
             if self.noise_multiplier > 0:  # without privacy the norm may be inf, and 0 x inf is not 0
                 p.grad = p.summed_grad + self.noise(p.numel(), self.noise_multiplier * self.max_grad_norm)
+
+
+@final
+class _Descent:
+    """w <- w - lr g, as much of a PyTorch optimizer as Opacus wraps.
+
+    `torch.optim.SGD` does the same arithmetic, but brings PyTorch's compiler along: over a second of
+    imports, and a look at it in each step that takes longer than the step.
+    """
+
+    def __init__(self, weights: nn.Parameter, lr: float) -> None:
+        self.param_groups = [{"params": [weights], "lr": lr}]
+        self._weights, self._lr = weights, lr
+
+    def step(self) -> None:
+        gradient: Any = self._weights.grad
+        self._weights.data.add_(gradient, alpha=-self._lr)
 
 
 def _after_noise(
@@ -231,7 +246,6 @@ def _linear_layers(module: nn.Module) -> list[str] | None:
 def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> ClippedSum:
     """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output."""
 
-    @torch.no_grad()
     def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
         inputs = [x]
         for weight, bias in layers[:-1]:

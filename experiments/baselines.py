@@ -120,13 +120,18 @@ def _message() -> Any:
     """A reply from nobody: Flower's strategies take changes in messages only."""
     from flwr.app import Message, Metadata, RecordDict
 
-    names = dict.fromkeys(("message_id", "reply_to_message_id", "group_id"), "")
-    return Message(
-        RecordDict(),
-        metadata=Metadata(
-            run_id=1, src_node_id=1, dst_node_id=0, created_at=0.0, ttl=0.0, message_type="train.round", **names
-        ),
+    facts = Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=1,
+        dst_node_id=0,
+        reply_to_message_id="",
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type="train.round",
     )
+    return Message(RecordDict(), metadata=facts)  # type: ignore[call-overload]
 
 
 def torch_score(experiment: Experiment, weights: Weights) -> Score:
@@ -164,8 +169,8 @@ def boosting(train: Part, seed: int = 0) -> Score:
 
 
 SKLEARN: Mapping[str, Callable[[Part, int], Score]] = {
-    "scikit-learn logistic": logistic,
-    "scikit-learn boosting": boosting,
+    "sklearn logistic": logistic,
+    "sklearn boosting": boosting,
 }
 
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Callable
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -10,6 +11,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+Answer = TypeVar("Answer")
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the last line.")]
 app = typer.Typer(
@@ -83,19 +85,20 @@ def check(
     guarded(lambda: check_agencies(Path(agencies), min_people))
 
 
-def guarded(act: object) -> None:
-    """Run `act`; a known problem is printed as its sentence, with exit code 1."""
-    from experiments.run import PROBLEMS
+def guarded(act: Callable[[], Answer]) -> Answer:
+    """Run `act`; a known problem is printed as its sentences, with exit code 1."""
+    from experiments.run import PROBLEMS, said
 
     try:
-        act()  # type: ignore[operator]
-    except PROBLEMS as error:
-        stop(str(error))
+        return act()
+    except (*PROBLEMS, OSError) as error:
+        stop(said(error))
 
 
-def stop(sentence: str) -> NoReturn:
-    """Print `sentence` to stderr and leave with exit code 1."""
-    print(f"fedrisk: {sentence}", file=sys.stderr)
+def stop(sentences: str) -> NoReturn:
+    """Print each line of `sentences` to stderr and leave with exit code 1."""
+    for sentence in sentences.splitlines():
+        print(f"fedrisk: {sentence}", file=sys.stderr)
     raise SystemExit(1)
 
 

@@ -4,7 +4,7 @@ Everything here is measured exactly, on the same held-out people of all agencies
 can do that: a real federation sees noised tables.
 """
 
-import shutil
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from clients.data import Part
+from clients.data import Part, PartName
 from experiments import baselines
 from experiments.baselines import People, Score
 from experiments.config import Data, Study, compose, read
 from experiments.datasets import Agency
 from federation.experiment import Experiment, SettingsError
 from federation.protocol import Weights
-from models.metrics import summarise
+from federation.server.rounds import RunError
+from models.fairness import worst_gap
 from models.scores import default_edges, tally
 
 SHOWN = ("auc", "brier", "worst_gap")
@@ -61,11 +62,10 @@ def reference(
     folder = Path(experiment.settings.output) / str(result["run_id"])
     state = checkpoint.read_last(folder / "checkpoints")
     assert state is not None  # the run has just finished
-    with _temporary(folder) as inner:
-        bench = Bench.open(experiment, data, agencies, inner)
+    with open_bench(experiment, data, agencies, folder) as bench:
         entries = [bench.pooled(), bench.federated()]
         if experiment.settings.privacy.mechanism != "none":
-            cost = result["privacy"]["epsilon_busiest"]
+            cost = math.ceil(1000 * result["privacy"]["epsilon_busiest"]) / 1000  # upwards
             entries.append(bench.entry("private federated", "private", cost, bench.model(state.weights)))
         entries += bench.alone()
     return {"note": NOTE, "rows": summary([entries])}
@@ -77,7 +77,8 @@ def reference(
 def compare_from(overrides: Sequence[str], *, quiet: bool) -> dict[str, Any]:
     """Compare over `compare.seeds` seeds; writes compare.json and report.html into a new folder.
 
-    `SettingsError` where the settings are not a private experiment on the local engine.
+    `SettingsError` where the settings are not a private experiment on the local engine, `RunError` when it is
+    stopped.
     """
     from rich.console import Console
 
@@ -87,6 +88,7 @@ def compare_from(overrides: Sequence[str], *, quiet: bool) -> dict[str, Any]:
     from federation.server.app import write_json
 
     study = read(compose([*overrides, "tracking=none"]))
+    _check(study)
     settings = study.experiment.settings
     folder = Path(settings.output) / new_run_id(f"{settings.name}-compare")
     folder.mkdir(parents=True)
@@ -95,16 +97,17 @@ def compare_from(overrides: Sequence[str], *, quiet: bool) -> dict[str, Any]:
     try:
         with _progress(console, study, quiet=quiet) as tell:
             found = compare(study, folder, tell)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    except KeyboardInterrupt:
+        raise RunError("stopped; a comparison is not kept half done: start it again") from None
     write_json(found, folder / "compare.json")
     write_compare(found, folder / "report.html")
     if not quiet:
         title = f"{settings.name}: mean ± sd over {len(found['seeds'])} seeds"
         console.print(reference_table(found["rows"], title))
         console.print(NOTE, highlight=False)
-    console.print(f"result  {folder}/compare.json\nreport  {folder}/report.html", highlight=False, soft_wrap=True)
+    console.print(
+        f"result  {folder}/compare.json\nreport  {folder}/report.html", highlight=False, soft_wrap=True
+    )
     return found
 
 
@@ -124,15 +127,22 @@ def compare(study: Study, folder: Path, tell: Tell = lambda _: None) -> dict[str
     }
 
 
-def trial(study: Study, seed: int, folder: Path, tell: Tell = lambda _: None) -> list[Entry]:
-    """Every way to learn, once, with `seed`: it deals people into parts and draws samples and noise."""
-    _check(study)
+def trial(
+    study: Study, seed: int, folder: Path, tell: Tell = lambda _: None, part: PartName = "test"
+) -> list[Entry]:
+    """Every way to learn, once, with `seed`: it deals people into parts and draws samples and noise.
+
+    `part` is who judges: `test`, or `tune` while settings are still being chosen.
+    """
+    from clients.node import open_node
+
     experiment = study.experiment.but(settings=study.experiment.settings.but(seed=seed))
-    with _temporary(folder) as inner:
-        bench = Bench.open(experiment, study.data, study.agencies, inner, tell)
-        private = [bench.private(epsilon) for epsilon in sorted(study.compare.epsilons)]
+    with open_bench(experiment, study.data, study.agencies, folder, tell, part) as bench:
+        private = [bench.private(epsilon) for epsilon in sorted(set(study.compare.epsilons))]
         entries = [bench.pooled(), bench.federated(), *private, *bench.alone()]
-        return entries + (bench.sklearn() if study.compare.sklearn else [])
+        entries += bench.sklearn() if study.compare.sklearn else []
+    open_node.cache_clear()  # this seed's nodes are closed and their folders gone
+    return entries
 
 
 def _check(study: Study) -> None:
@@ -140,14 +150,16 @@ def _check(study: Study) -> None:
     if settings.engine.name != "local":
         raise SettingsError(f"compare runs on engine=local, got engine={settings.engine.name}")
     if not np.isfinite(settings.privacy.max_grad_norm):
-        raise SettingsError("compare needs a finite privacy.max_grad_norm (privacy=gaussian has one), got inf")
+        raise SettingsError(
+            "compare needs a finite privacy.max_grad_norm (privacy=gaussian has one), got inf"
+        )
 
 
 def _steps(study: Study) -> int:
     """How often `trial` tells of something done."""
     labelled = sum(study.experiment.data_contract.holds_label(agency.kind) for agency in study.agencies)
     sklearn = len(baselines.SKLEARN) * (1 + labelled) if study.compare.sklearn else 0
-    return 2 + len(study.compare.epsilons) + labelled + sklearn
+    return 2 + len(set(study.compare.epsilons)) + labelled + sklearn
 
 
 @contextmanager
@@ -179,27 +191,7 @@ class Bench:
     people: People
     folder: Path
     tell: Tell
-
-    @classmethod
-    def open(
-        cls,
-        experiment: Experiment,
-        data: Data,
-        agencies: Sequence[Agency],
-        folder: Path,
-        tell: Tell = lambda _: None,
-    ) -> "Bench":
-        """Lay out the nodes under `folder` and read their people; `DataError` where a table does not fit."""
-        from experiments.engines import make_node_folders
-        from experiments.run import check_tables
-
-        seed = experiment.settings.seed
-        nodes = make_node_folders(
-            agencies, experiment.contract, folder / "nodes", seed=seed, min_people=data.min_people
-        )
-        check_tables(nodes, experiment)
-        people = baselines.read_people(experiment, agencies, folder / "nodes", data.min_people)
-        return cls(experiment, agencies, nodes, people, folder, tell)
+    part: PartName
 
     def pooled(self) -> Entry:
         """The model on everybody's train rows in one place, without privacy."""
@@ -209,7 +201,7 @@ class Bench:
         return self.entry("pooled", "pooled", None, self.model(weights))
 
     def alone(self) -> list[Entry]:
-        """The model on each agency's own train rows, without privacy; judged on everybody's test people."""
+        """The model on each agency's own train rows, without privacy; judged on everybody's held-out people."""
         plain = without_privacy(self.experiment)
         sizes = {agency.name: agency.public_size for agency in self.agencies}
         return [
@@ -221,13 +213,13 @@ class Bench:
 
     def federated(self) -> Entry:
         """The same plan without privacy."""
-        weights, _ = self.federate(without_privacy(self.experiment), "federated")
+        weights = self.federate(without_privacy(self.experiment), "federated")
         return self.entry("federated", "federated", None, self.model(weights))
 
     def private(self, epsilon: float) -> Entry:
-        """The same plan at `epsilon` for each agency; the entry's ε is what the busiest really spent."""
-        weights, cost = self.federate(at_epsilon(self.experiment, epsilon), f"private-{epsilon:g}")
-        return self.entry(f"private federated, ε = {epsilon:g}", "private", cost, self.model(weights))
+        """The same plan where no agency spends more than `epsilon`."""
+        weights = self.federate(at_epsilon(self.experiment, epsilon), "private")
+        return self.entry(f"private, ε = {epsilon:g}", "private", epsilon, self.model(weights))
 
     def sklearn(self) -> list[Entry]:
         """scikit-learn's baselines, pooled and for each agency."""
@@ -245,13 +237,14 @@ class Bench:
         return baselines.torch_score(self.experiment, weights)
 
     def entry(self, name: str, kind: str, epsilon: float | None, score: Score) -> Entry:
-        """`score` measured on everybody's test people."""
+        """`score` measured on everybody's held-out people."""
+        judges = {agency: parts[self.part] for agency, parts in self.people.items()}
+        measures = measure(self.experiment, score, judges)
         self.tell(name)
-        tests = {agency: parts["test"] for agency, parts in self.people.items()}
-        return Entry(name, kind, epsilon, measure(self.experiment, score, tests))
+        return Entry(name, kind, epsilon, measures)
 
-    def federate(self, experiment: Experiment, name: str) -> tuple[Weights, float | None]:
-        """Run `experiment` on the nodes in this process; the last weights, and the busiest agency's ε."""
+    def federate(self, experiment: Experiment, name: str) -> Weights:
+        """Run `experiment` on the nodes in this process; the last weights."""
         import torch
 
         from clients.app import make_app, node_from_config
@@ -262,12 +255,41 @@ class Bench:
 
         torch.set_num_threads(1)
         grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(folder)} for folder in self.nodes])
-        run_id = name.replace(".", "-").replace("+", "")
-        facts = RunFacts(run_id, "local", simulation=True)
-        result = run_federation(grid, experiment, facts, self.folder / run_id)
-        state = checkpoint.read_last(self.folder / run_id / "checkpoints")
-        assert state is not None
-        return state.weights, result["privacy"]["epsilon_busiest"]
+        with _temporary(self.folder) as folder:
+            run_federation(grid, experiment, RunFacts(name, "local", simulation=True), folder)
+            state = checkpoint.read_last(folder / "checkpoints")
+        assert state is not None  # the run has just finished
+        return state.weights
+
+
+@contextmanager
+def open_bench(
+    experiment: Experiment,
+    data: Data,
+    agencies: Sequence[Agency],
+    folder: Path,
+    tell: Tell = lambda _: None,
+    part: PartName = "test",
+) -> Iterator[Bench]:
+    """A bench in a folder of its own under `folder`, removed at the end.
+
+    `DataError` (experiments.datasets) where a table does not fit the contract.
+    """
+    from clients.node import open_node
+    from experiments.engines import make_node_folders
+    from experiments.run import check_tables
+
+    seed, smallest = experiment.settings.seed, data.min_people
+    with _temporary(folder) as inner:
+        homes = inner / "nodes"
+        nodes = make_node_folders(agencies, experiment.contract, homes, seed=seed, min_people=smallest)
+        try:
+            check_tables(nodes, experiment)
+            people = baselines.read_people(experiment, agencies, homes, smallest)
+            yield Bench(experiment, agencies, nodes, people, inner, tell, part)
+        finally:
+            for node in nodes:
+                open_node(node).close()
 
 
 def without_privacy(experiment: Experiment) -> Experiment:
@@ -303,28 +325,27 @@ def _changed(experiment: Experiment, privacy: Any) -> Experiment:
 # --- measuring ----------------------------------------------------------------------------------------
 
 
-def measure(experiment: Experiment, score: Score, tests: Mapping[str, Part]) -> dict[str, float | None]:
-    """What `Entry.measures` holds, exactly, for `score` on the people of `tests` together."""
+def measure(experiment: Experiment, score: Score, judges: Mapping[str, Part]) -> dict[str, float | None]:
+    """What `Entry.measures` holds, exactly, for `score` on the people of `judges` (by agency) together."""
     contract, evaluation = experiment.data_contract, experiment.settings.evaluation
-    judged = {name: (score(x), y, tests[name].group) for name, (x, y) in _latest(tests)}
-    risk, y, group = (np.concatenate(arrays) for arrays in zip(*judged.values(), strict=True))
+    latest = {name: baselines.latest(part) for name, part in judges.items() if len(part.x)}
+    if not latest:
+        raise SettingsError("there is nobody to judge by: split.tune or split.test leaves no people")
+    scores = {name: score(x) for name, (x, _) in latest.items()}
+    risk = np.concatenate(list(scores.values()))
+    y = np.concatenate([y for _, y in latest.values()])
+    group = np.concatenate([judges[name].group for name in latest])
     edges = default_edges(evaluation.bins, (evaluation.cutoff,))
     table = tally(edges, group, risk, y, len(contract.group_names))
-    gap = summarise({"everybody": table}, contract.group_margins, evaluation.cutoff, evaluation.minimum)[
-        "worst_gap"
-    ]
-    right = [float(np.mean((r >= evaluation.cutoff) == o)) for r, o, _ in judged.values() if len(o)]
+    attribute, gap = worst_gap(table, contract.group_margins, evaluation.cutoff, minimum=evaluation.minimum)
+    right = [np.mean((scores[name] >= evaluation.cutoff) == y) for name, (_, y) in latest.items()]
     return {
         "auc": exact_auc(risk, y),
         "brier": float(np.mean((risk - y) ** 2)),
-        "worst_gap": gap["value"] if gap["publishable"] else None,
+        "worst_gap": None if attribute is None else gap.value,
         "accuracy": float(np.mean((risk >= evaluation.cutoff) == y)),
-        "agency_accuracy": statistics.fmean(right),
+        "agency_accuracy": float(np.mean(right)),
     }
-
-
-def _latest(tests: Mapping[str, Part]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    return ((name, baselines.latest(part)) for name, part in tests.items())
 
 
 def exact_auc(score: np.ndarray, y: np.ndarray) -> float | None:

@@ -1,5 +1,7 @@
 """`conf/` + overrides -> one checked `Experiment`. The only place where Hydra's values become ours."""
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +9,17 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
 
 from experiments.datasets import Agency, prepare, read_agencies
-from federation.experiment import Experiment, Settings, SettingsError, checked
-from federation.protocol import Agreed, Participant
+from federation.experiment import Experiment, Model, Settings, SettingsError, checked
+from federation.protocol import Agreed, Participant, sentences
 from models.contract import Contract, ContractError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+UNSTATED = "unstated"
+SHOW_ALL = "`fedrisk run --cfg job` shows every setting"
 
 
 class Data(Agreed):
@@ -24,7 +29,7 @@ class Data(Agreed):
     agencies: str | None = None
     root: str | None = None
     min_people: Annotated[int, Field(ge=1)] = 50
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Compare(Agreed):
@@ -46,18 +51,24 @@ class Study:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """Hydra's composition of `conf/` with `overrides`; `SettingsError` in Hydra's words when one is off."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    """Hydra's composition of `conf/` with `overrides`; `SettingsError` has a sentence for each that is off."""
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config: DictConfig = hydra_compose("config", overrides=list(overrides))
-            return config
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(str(error).splitlines()[0]) from None
+    kept = list(overrides)
+    wrong: list[tuple[str, Exception]] = []
+    while True:
+        try:
+            config = _compose(kept)
+            break
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            override = _to_blame(error, kept)
+            if override is None:
+                raise SettingsError(f"conf: {_first_line(error)}") from None
+            wrong.append((override, error))
+            kept.remove(override)
+    if wrong:
+        raise SettingsError("\n".join(dict.fromkeys(_what_is_wrong(*each, config) for each in wrong)))
+    return config
 
 
 def read(config: DictConfig, *, tables: bool = True) -> Study:
@@ -69,23 +80,40 @@ def read(config: DictConfig, *, tables: bool = True) -> Study:
         SettingsError: a setting is unknown, of the wrong type, or impossible; all are named at once.
         DataError: the data is not where it should be, or not what it should be.
     """
-    values = _plain(config)
-    data = checked(Data, _within(values.pop("data"), "data"))
-    compare = checked(Compare, _within(values.pop("compare"), "compare"))
-    contract = values.pop("contract", None) or {}
-    purpose = values.get("purpose") or contract.get("purpose")
-    settings = checked(Settings, values | {"purpose": purpose or "unstated"})
+    settings, data, compare, contract = check_settings(config)
     if data.source == "own":
-        contract_path, _ = read_agencies(Path(data.agencies or ""), tables=tables)
-        contract = _read_yaml(contract_path)
-    contract = _contract(contract, "contract").to_dict()
-    if settings.purpose == "unstated":
+        path, _ = read_agencies(Path(data.agencies or ""), tables=tables)
+        contract = _contract(_read_yaml(path), path.name).to_dict()
+    if settings.purpose == UNSTATED:
         settings = settings.but(purpose=contract["purpose"])
     agencies = agencies_of(data, settings.output, tables=tables)
     contract |= {} if data.source == "own" else _split_of(agencies)
     participants = [participant_of(agency) for agency in agencies]
     whole = {"settings": settings, "contract": contract, "participants": participants}
     return Study(checked(Experiment, whole), data, agencies, compare)
+
+
+def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[str, Any]]:
+    """What can be known without any data: settings, and the contract where `conf/` has it (else {}).
+
+    `SettingsError` has every problem. Where nobody states a purpose it is `UNSTATED`.
+    """
+    values = _plain(config)
+    problems: list[str] = []
+    data = _part(Data, values.pop("data", None), "data", problems)
+    compare = _part(Compare, values.pop("compare", None), "compare", problems)
+    contract = values.pop("contract", None) or {}
+    if data is not None and data.source == "own":
+        contract = {}  # agencies.yaml names the file
+    elif not contract:
+        problems.append("contract must be one of conf/contract: only data=own takes it from agencies.yaml")
+    stated = contract.get("purpose") if isinstance(contract, Mapping) else None
+    values["purpose"] = values.get("purpose") or stated or UNSTATED
+    settings = _part(Settings, values, "", problems)
+    if problems or data is None or compare is None or settings is None:
+        raise SettingsError("\n".join(problems))
+    settings.privacy_plan()  # or there is no noise that keeps the target
+    return settings, data, compare, _contract(contract, "contract").to_dict() if contract else {}
 
 
 def agencies_of(data: Data, output: str, *, tables: bool = True) -> tuple[Agency, ...]:
@@ -111,27 +139,31 @@ def participant_of(agency: Agency) -> Participant:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        missing = [key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")]
+        values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise SettingsError(str(error).splitlines()[0]) from None
+        raise SettingsError(f"{error.full_key} cannot be worked out: {_first_line(error)}") from None
+    if missing:
+        raise SettingsError("\n".join(f"{key} is missing: write {key}=..." for key in sorted(missing)))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if key != "hydra"}
 
 
-def _within(values: Any, key: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise SettingsError(f"{key} must be a group of settings, got {values!r}")
-    return dict(values)
+def _part(cls: type[Model], values: object, key: str, problems: list[str]) -> Model | None:
+    """`values` as a `cls`, or None after adding a sentence for each problem."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems += sentences(error, within=[key] if key else [])
+        return None
 
 
 def _contract(values: Mapping[str, Any], where: str) -> Contract:
     try:
         return Contract.from_dict(values)
     except ContractError as error:
-        raise SettingsError(f"{where}: {error}") from None
+        raise SettingsError("\n".join(f"{where}: {problem}" for problem in error.problems)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -144,3 +176,89 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"the contract {path} must be a mapping")
     return values
+
+
+# --- which override is wrong, and what may have been meant ---------------------------------------------
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: DictConfig = hydra_compose("config", overrides=list(overrides))
+    return config
+
+
+def _to_blame(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The override that Hydra stumbled over: it says so, names the key, or composes without it."""
+    if getattr(error, "override", None) in overrides:
+        return str(error.override)  # type: ignore[attr-defined]
+    said = _first_line(error)
+    named = [o for o in overrides if re.search(rf"(?<![\w.]){re.escape(_key(o))}(?!\w)", said)]
+    helps = (o for o in [*named, *overrides] if _composes([k for k in overrides if k != o]))
+    return named[0] if len(named) == 1 else next(helps, named[0] if named else None)
+
+
+def _composes(overrides: Sequence[str]) -> bool:
+    from hydra.errors import HydraException
+
+    try:
+        _compose(overrides)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return False
+    return True
+
+
+def _what_is_wrong(override: str, error: Exception, config: DictConfig) -> str:
+    """One sentence for an override that Hydra does not take; `config` is the composition without it."""
+    from hydra.errors import OverrideParseException
+
+    key, value = _key(override), override.partition("=")[2]
+    if "=" not in override.lstrip("=") and not override.startswith("~"):
+        return f"{override!r} is not an override: write it as key=value"
+    if isinstance(error, OverrideParseException):
+        quoted = f"\"{key}='a (b)'\""
+        return f"{override!r} cannot be read: put text with special characters in quotes within quotes, as in {quoted}"
+    if "Ambiguous value" in str(error):
+        return f"{key} has several values: add --multirun to try each, or write a list as {key}=[{value}]"
+    choices = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+    if choices and value not in choices:
+        return f"{key} must be one of {', '.join(choices)}, got {value!r}"
+    if key in _keys(OmegaConf.to_container(config)):
+        return f"{override!r} cannot be used: {_first_line(error)}"
+    return f"{key} is not a setting{_hint(key, config)} {SHOW_ALL}"
+
+
+def _hint(key: str, config: DictConfig) -> str:
+    """Where a setting of this name is, or one of nearly this name."""
+    group, _, inner = key.partition(".")
+    choices = sorted(
+        path.stem
+        for path in (CONF / group).glob("*.yaml")
+        if inner and inner in _keys(yaml.safe_load(path.read_text()))
+    )
+    if choices:
+        return (
+            f" here, but of {' and of '.join(f'{group}={choice}' for choice in choices)}: choose that first;"
+        )
+    keys = _keys(OmegaConf.to_container(config))
+    near = [known for known in keys if known.rpartition(".")[2] == key]
+    near = near or difflib.get_close_matches(key, keys, n=1)
+    return f": did you mean {near[0]}?" if near else ":"
+
+
+def _keys(values: object, prefix: str = "") -> list[str]:
+    """Every dotted key, groups included, in order."""
+    found = []
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        found += [f"{prefix}{name}", *_keys(value, f"{prefix}{name}.")]
+    return found
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

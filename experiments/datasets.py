@@ -104,22 +104,22 @@ def _unknown_keys(given: Mapping[str, Any], known: Iterable[str], where: str) ->
     ]
 
 
-def _contract(path: Path, value: object, problems: list[str]) -> tuple[Path, tuple[str, ...]]:
-    """The contract's path and the kinds of agency that it declares."""
+def _contract(path: Path, value: object, problems: list[str]) -> tuple[Path, tuple[str, ...] | None]:
+    """The contract's path and the kinds of agency that it declares; None where it cannot be read."""
     if not isinstance(value, str):
         problems.append("contract must name the contract's file, for example contract.yaml")
-        return path, ()
+        return path, None
     contract = path.parent / value
     try:
         kinds = _yaml_mapping(contract).get("kinds")
     except DataError as error:
         problems.append(f"contract: {error}")
-        return contract, ()
+        return contract, None
     return contract, tuple(map(str, kinds)) if isinstance(kinds, list) else ()
 
 
 def _agency(
-    entry: object, where: str, folder: Path, kinds: tuple[str, ...], problems: list[str], tables: bool
+    entry: object, where: str, folder: Path, kinds: tuple[str, ...] | None, problems: list[str], tables: bool
 ) -> Agency | None:
     """The agency of one entry, or None after adding to `problems`."""
     if not isinstance(entry, dict):
@@ -133,7 +133,7 @@ def _agency(
         found.append(f"{where}.name must be small letters, digits and hyphens, got {name!r}")
     if kinds and kind not in kinds:
         found.append(f"{where}.kind must be one of the contract's kinds ({', '.join(kinds)}), got {kind!r}")
-    if not kinds and kind is not None:
+    if kinds == () and kind is not None:
         found.append(f"{where}.kind must be left out, because the contract declares no kinds")
     found += _table_problems(table, where, folder) if tables else []
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +19,16 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
 
 from experiments.datasets import Agency
 from federation.experiment import Experiment, SettingsError
-from federation.server.app import Job, make_app, run_job
+from federation.server.app import Job, run_job
 from federation.server.result import software_version
+from federation.server.rounds import RunError
 
 FLOWER_ENV = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 FLOWER_SECONDS = 120.0  # how long `flwr run` may take
@@ -102,26 +104,50 @@ def run_local(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
 
 def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
     """Run `job` under Flower's own simulation engine, one worker process for each core."""
-    os.environ.update(FLOWER_ENV)
     import torch
 
     torch.set_num_threads(1)
+    os.environ.update(FLOWER_ENV | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})  # else Ray warns of CPU-only work
     try:
+        import ray  # noqa: F401
         from flwr.simulation import run_simulation
     except ImportError:
         raise SettingsError("engine=ray needs Ray: pip install 'fedrisk[ray]', or use engine=local") from None
 
-    run_simulation(
-        server_app=make_app(lambda _: job),
-        client_app=_ray_client_app([str(folder) for folder in nodes]),
-        num_supernodes=len(nodes),
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"logging_level": "error", "log_to_driver": False, "include_dashboard": False},
-        },
-    )
+    ended = threading.Event()
+    try:
+        run_simulation(
+            server_app=_stoppable(job, ended),
+            client_app=_ray_client_app([str(folder) for folder in nodes]),
+            num_supernodes=len(nodes),
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {"logging_level": "error", "log_to_driver": False, "include_dashboard": False},
+            },
+        )
+    finally:
+        ended.set()
     result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
     return result
+
+
+def _stoppable(job: Job, ended: threading.Event) -> ServerApp:
+    """The ServerApp of `job`, which Flower runs in a thread: it must not wait on for an engine that has ended."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        pull = grid.pull_messages
+
+        def pull_while_it_runs(message_ids: Iterable[str]) -> Iterable[Message]:
+            if ended.is_set():
+                raise RunError("Ray ended before the run did: run.log says why; the run can be resumed")
+            return pull(message_ids)
+
+        grid.pull_messages = pull_while_it_runs  # type: ignore[method-assign]
+        run_job(grid, job)
+
+    return app
 
 
 def _ray_client_app(folders: Sequence[str]) -> ClientApp:

@@ -2,50 +2,98 @@
 
 import logging
 import secrets
+import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.config import CONF, Data, Study, compose, participant_of, read
-from experiments.datasets import Agency, DataError, read_agencies
+from experiments.config import CONF, Data, Study, agencies_of, check_settings, compose, read
+from experiments.datasets import Agency, DataError
 from federation.experiment import Experiment, Settings, SettingsError, checked
 from federation.server.checkpoint import CheckpointError
 from federation.server.rounds import RunError
-from federation.server.tracking import TrackerError
+from federation.server.tracking import Tracker, TrackerError, open_tracker
 
 PROBLEMS = (SettingsError, DataError, RunError, CheckpointError, TrackerError)
 
 
 def run_with_hydra(args: Sequence[str], *, quiet: bool) -> None:
-    """Hydra's own command line (`--help`, `--cfg job`, `--multirun`, overrides) around `run_study`."""
+    """Overrides alone are one run. Hydra's flags (`--help`, `--cfg job`, `--multirun` ...) are Hydra's.
+
+    Whatever Hydra would say of a wrong override in several lines is said here first, in one sentence each.
+    """
+    if not any(arg.startswith("-") for arg in args):
+        run_study(read(compose(args)), quiet=quiet)
+        return
+    overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    flags = [arg for arg in args if arg not in overrides]
+    if any(arg.startswith(("--config-", "-cd", "-cn", "-cp")) for arg in flags):
+        pass  # other files than conf/, which Hydra alone can find
+    elif {"--multirun", "-m"} & set(flags):
+        for job in jobs_of(overrides):
+            check_settings(compose(job))
+    elif {"--cfg", "-c"} & set(flags):
+        compose(overrides)
+    sys.argv = ["fedrisk run", *flags, *overrides]
+    _hydra_main(quiet=quiet)
+
+
+def _hydra_main(*, quiet: bool) -> None:
     import hydra
 
+    from experiments.cli import guarded
+
     def task(config: Any) -> float | None:
-        try:
-            result = run_study(read(config), quiet=quiet)
-        except PROBLEMS as error:
-            from experiments.cli import stop
+        result = guarded(lambda: run_study(read(config), quiet=quiet))
+        metrics = result["final"]["metrics"]  # None where no agency's table arrived
+        return (
+            metrics["overall"]["auc"]["value"]
+            if metrics and metrics["overall"]["auc"]["publishable"]
+            else None
+        )
 
-            stop(str(error))
-        auc = result["final"]["metrics"]["overall"]["auc"]
-        return auc["value"] if auc["publishable"] else None
-
-    sys.argv = ["fedrisk run", *args]
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
 
 
+def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides of a sweep as single ones: the first value of each, then every other value once."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    values = []
+    for override in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([override])
+            sweep = parsed.is_discrete_sweep() and [
+                f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()
+            ]
+        except HydraException:
+            sweep = []  # composing it says what is wrong
+        values.append(sweep or [override])
+    first = [options[0] for options in values]
+    yield first
+    for i, options in enumerate(values):
+        yield from ([*first[:i], option, *first[i + 1 :]] for option in options[1:])
+
+
 def run_study(study: Study, *, quiet: bool = False) -> dict[str, Any]:
-    """A new run of `study` in its own folder; returns the result."""
+    """A new run of `study` in its own folder; returns the result. What cannot start leaves no folder."""
     settings = study.experiment.settings
     if settings.engine.name == "superlink":
         raise SettingsError("engine=superlink runs on a deployed federation: use `fedrisk submit SUPERLINK`")
     folder = Path(settings.output) / new_run_id(settings.name)
-    folder.mkdir(parents=True)
-    (folder / "experiment.json").write_text(study.experiment.canonical)
-    (folder / "data.json").write_text(study.data.canonical)
-    return start(study.experiment, study.data, study.agencies, folder, quiet=quiet)
+    try:
+        folder.mkdir(parents=True)
+        (folder / "experiment.json").write_text(study.experiment.canonical)
+        (folder / "data.json").write_text(study.data.canonical)
+        nodes, tracker = prepare(study.experiment, study.data, study.agencies, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return start(study.experiment, study.data, study.agencies, folder, nodes, tracker, quiet=quiet)
 
 
 def resume_run(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -53,16 +101,42 @@ def resume_run(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     if not (folder / "experiment.json").is_file():
         raise SettingsError(f"{folder} is not a run: `ls {folder.parent}` shows the runs there are")
     if (folder / "result.json").is_file():
-        raise SettingsError(f"{folder} is finished: its result.json is there")
+        raise SettingsError(f"{folder} is finished: its result is in {folder}/result.json")
     experiment = checked(Experiment, (folder / "experiment.json").read_text())
     data = checked(Data, (folder / "data.json").read_text())
-    from experiments.config import agencies_of
+    agencies = agencies_of(data, experiment.settings.output)
+    nodes, tracker = prepare(experiment, data, agencies, folder)
+    return start(experiment, data, agencies, folder, nodes, tracker, quiet=quiet)
 
-    return start(experiment, data, agencies_of(data, experiment.settings.output), folder, quiet=quiet)
+
+def prepare(
+    experiment: Experiment, data: Data, agencies: Sequence[Agency], folder: Path
+) -> tuple[list[Path], Tracker]:
+    """Everything that can go wrong before an agency is asked: the nodes' folders, their tables, the tracker."""
+    from experiments import engines
+
+    settings = experiment.settings
+    nodes = engines.make_node_folders(
+        agencies, experiment.contract, folder / "nodes", seed=settings.seed, min_people=data.min_people
+    )
+    check_tables(nodes, experiment)
+    return nodes, open_tracker(settings.tracking.uri, settings.name, folder, warn=_warn)
+
+
+def _warn(sentence: str) -> None:
+    logging.getLogger("fedrisk.tracking").warning(sentence)
+    print(f"fedrisk: {sentence}", file=sys.stderr)
 
 
 def start(
-    experiment: Experiment, data: Data, agencies: Sequence[Agency], folder: Path, *, quiet: bool
+    experiment: Experiment,
+    data: Data,
+    agencies: Sequence[Agency],
+    folder: Path,
+    nodes: Sequence[Path],
+    tracker: Tracker,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Run `experiment` in `folder` on its engine, from its last checkpoint if there is one."""
     from rich.console import Console
@@ -71,16 +145,10 @@ def start(
     from experiments.screen import Screen
     from federation.server.app import Job
     from federation.server.result import RunFacts
-    from federation.server.tracking import open_tracker
 
     settings = experiment.settings
-    console = Console()
     log_to_file(folder)
-    nodes = engines.make_node_folders(
-        agencies, experiment.contract, folder / "nodes", seed=settings.seed, min_people=data.min_people
-    )
-    check_tables(nodes, experiment)
-    tracker = open_tracker(settings.tracking.uri, settings.name, folder)
+    console = Console()
     facts = RunFacts(folder.name, settings.engine.name, simulation=True)
     with Screen(console, settings.rounds, quiet=quiet) as screen:
         add = _reference_adder(experiment, data, agencies, screen) if settings.reference else _unchanged
@@ -88,9 +156,27 @@ def start(
         try:
             result = (engines.run_ray if settings.engine.name == "ray" else engines.run_local)(job, nodes)
         except KeyboardInterrupt:
-            raise RunError(f"stopped; go on with: fedrisk resume {folder.name}") from None
+            raise RunError(f"stopped; go on with: {resume_command(folder)}") from None
+        except (RunError, CheckpointError) as error:
+            raise RunError(f"{error}; go on with: {resume_command(folder)}") from None
+        except OSError as error:
+            raise RunError(f"{said(error, folder)}; then go on with: {resume_command(folder)}") from None
     _close(console, result, folder, settings.tracking.uri)
     return result
+
+
+def resume_command(folder: Path) -> str:
+    """What a person types to go on with the run in `folder`."""
+    where = "" if folder.parent == Path("outputs") else f" --output {shlex.quote(str(folder.parent))}"
+    return f"fedrisk resume {folder.name}{where}"
+
+
+def said(error: Exception, folder: Path | None = None) -> str:
+    """The sentences of a known problem; a system's error as one, with the file (or its folder) and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    what = error.filename or folder or "a file"
+    return f"{what} cannot be used ({error.strerror or type(error).__name__}): see to its permissions and free space"
 
 
 def submit_run(superlink: str, overrides: Sequence[str]) -> None:
@@ -119,33 +205,49 @@ def check_agencies(path: Path, min_people: int) -> None:
     """Check the contract and tables that `path` names, each agency by column and rule."""
     import tempfile
 
-    study = read(compose(["experiment=own", f"data.agencies={path}", f"data.min_people={min_people}"]))
+    from omegaconf import OmegaConf
+
     from experiments import engines
 
+    config = compose(["experiment=own"])
+    OmegaConf.update(config, "data", {"agencies": str(path), "min_people": min_people})
+    study = read(config)
     with tempfile.TemporaryDirectory() as folder:
         nodes = engines.make_node_folders(
             study.agencies, study.experiment.contract, Path(folder), seed=0, min_people=min_people
         )
         check_tables(nodes, study.experiment)
-    _, agencies = read_agencies(path)
-    for agency in agencies:
+    for agency in study.agencies:
         print(f"{agency.name}: fits the contract {study.experiment.data_contract.name}")
-    assert [participant_of(agency) for agency in agencies]
 
 
 def check_tables(nodes: Sequence[Path], experiment: Experiment) -> None:
     """Simulation only, where the person at this machine is the agencies' person too: say what is wrong."""
+    from clients.ledger import LedgerError
     from clients.node import DataError as NodeDataError
-    from clients.node import open_node
+    from clients.node import NodeError, open_node
+    from clients.policy import PolicyError
 
     problems = []
     for folder in nodes:
         try:
             open_node(folder).check_data(experiment.settings.split.tune, experiment.settings.split.test)
         except NodeDataError as error:
+            heading, *each = str(error).splitlines()
+            problems += [_to_put_right(folder.name, heading, line) for line in each] or [
+                f"{folder.name}: {heading}"
+            ]
+        except (NodeError, PolicyError, LedgerError) as error:
             problems += [f"{folder.name}: {line}" for line in str(error).splitlines()]
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(*problems)
+
+
+def _to_put_right(agency: str, heading: str, line: str) -> str:
+    """One problem of a table, as the person who can put it right needs it."""
+    table = heading.partition(" does not fit ")[0]
+    problem = line.removeprefix("- ")
+    return f"{agency}: {problem}: correct {table} or the contract, or leave {agency} out of agencies.yaml"
 
 
 def new_run_id(name: str) -> str:
@@ -168,10 +270,13 @@ def _reference_adder(experiment: Experiment, data: Data, agencies: Sequence[Agen
 
 def log_to_file(folder: Path) -> None:
     """Flower's and our own log lines go to the run's folder, not to the screen."""
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     handler = logging.FileHandler(folder / "run.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name in ("flwr", "fedrisk"):
         logger = logging.getLogger(name)
+        for old in logger.handlers:
+            old.close()
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -29,7 +29,7 @@ class Screen:
     def start(self, header: Mapping[str, Any]) -> None:
         absent = {name: facts for name, facts in header["status"].items() if facts["status"] != "trained"}
         self._say(
-            f"{len(header['status']) - len(absent)} agencies take part; plan {header['plan'].sha256[:12]}"
+            f"{len(header['status']) - len(absent)} agencies take part; plan {header['plan_sha256'][:12]}"
         )
         for name, facts in sorted(absent.items()):
             self._say(f"  [yellow]{name} does not take part[/]: {facts['reason']}")

@@ -58,6 +58,8 @@ class Privacy(Agreed):
             raise ValueError("needs exactly one of epsilon and noise_multiplier")
         if self.mechanism == "gaussian" and self.epsilon is None and self.evaluate_epsilon is None:
             raise ValueError("needs evaluate_epsilon where noise_multiplier takes the place of epsilon")
+        if self.mechanism == "gaussian" and self.max_grad_norm == float("inf"):
+            raise ValueError("needs a finite max_grad_norm unless mechanism is none, got inf")
         return self
 
 
@@ -146,6 +148,37 @@ class Settings(Agreed):
             )
         return self
 
+    @functools.cached_property
+    def checkpoint_rounds(self) -> tuple[int, ...]:
+        """Rounds after which the weights are evaluated on tune: evenly spaced, the last one included."""
+        count = self.evaluation.checkpoints
+        return tuple(sorted({round(self.rounds * (i + 1) / count) for i in range(count)}))
+
+    def privacy_plan(self) -> PrivacyPlan:
+        """The noise of every release; `SettingsError` where no noise keeps the target ε."""
+        privacy = self.privacy
+        common = {
+            "mechanism": privacy.mechanism,
+            "max_grad_norm": privacy.max_grad_norm,
+            "sample_rate": privacy.sample_rate,
+            "delta": privacy.delta,
+        }
+        if privacy.mechanism == "none":
+            return PrivacyPlan(noise_multiplier=0, tune_sigma=0, test_sigma=0, **common)
+        steps = self.rounds * self.local.steps
+        sigma = privacy.noise_multiplier
+        try:
+            if sigma is None:
+                assert privacy.epsilon is not None  # Privacy.one_target
+                sigma = noise_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
+            tables = privacy.evaluate_epsilon or privacy.epsilon
+            assert tables is not None  # Privacy.one_target
+            tune = noise_for(tables, privacy.delta, 1.0, max(1, len(self.checkpoint_rounds)))
+            test = noise_for(tables, privacy.delta, 1.0, 1)
+        except ValueError as error:
+            raise SettingsError(f"privacy: {error}") from None
+        return PrivacyPlan(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test, **common)
+
 
 class Experiment(Agreed):
     """A run, whole: settings, contract and agencies. `contract` is `Contract.to_dict()`."""
@@ -174,16 +207,10 @@ class Experiment(Agreed):
             raise ValueError(f"no agency listed holds the label {contract.label.column!r}")
         return self
 
-    @property
+    @functools.cached_property
     def data_contract(self) -> Contract:
         """The contract as a value."""
         return Contract.from_dict(self.contract)
-
-    @functools.cached_property
-    def checkpoints(self) -> tuple[int, ...]:
-        """Rounds after which the weights are evaluated on tune: evenly spaced, the last one included."""
-        count, rounds = self.settings.evaluation.checkpoints, self.settings.rounds
-        return tuple(sorted({round(rounds * (i + 1) / count) for i in range(count)}))
 
     def plan(self, run_id: str, *, simulation: bool) -> TrainPlan:
         """The part of the experiment that agencies see, with σ found for the target ε.
@@ -198,40 +225,16 @@ class Experiment(Agreed):
             purpose=settings.purpose,
             contract_sha256=self.data_contract.sha256,
             model=settings.model,
-            privacy=self._privacy_plan(),
+            privacy=settings.privacy_plan(),
             local=LocalPlan(**local),
             rounds=settings.rounds,
-            checkpoints=self.checkpoints,
+            checkpoints=settings.checkpoint_rounds,
             edges=tuple(float(edge) for edge in edges),
             tune_fraction=settings.split.tune,
             test_fraction=settings.split.test,
             participants=self.participants,
             seed=settings.seed if simulation else None,
         )
-
-    def _privacy_plan(self) -> PrivacyPlan:
-        privacy = self.settings.privacy
-        common = {
-            "mechanism": privacy.mechanism,
-            "max_grad_norm": privacy.max_grad_norm,
-            "sample_rate": privacy.sample_rate,
-            "delta": privacy.delta,
-        }
-        if privacy.mechanism == "none":
-            return PrivacyPlan(noise_multiplier=0, tune_sigma=0, test_sigma=0, **common)
-        steps = self.settings.rounds * self.settings.local.steps
-        sigma = privacy.noise_multiplier
-        try:
-            if sigma is None:
-                assert privacy.epsilon is not None  # Privacy.one_target
-                sigma = noise_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
-            tables = privacy.evaluate_epsilon or privacy.epsilon
-            assert tables is not None  # Privacy.one_target
-            tune = noise_for(tables, privacy.delta, 1.0, max(1, len(self.checkpoints)))
-            test = noise_for(tables, privacy.delta, 1.0, 1)
-        except ValueError as error:
-            raise SettingsError(f"privacy: {error}") from None
-        return PrivacyPlan(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test, **common)
 
     def encode(self) -> str:
         """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""

@@ -10,6 +10,7 @@ format (never pickle) for arrays. A message that does not decode exactly is `Rea
 
 import functools
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,10 +148,13 @@ class TrainPlan(Agreed):
 
     def participant(self, name: str) -> Participant:
         """The declared facts of agency `name`; `Refused(CONTRACT)` if the plan does not list it."""
-        for participant in self.participants:
-            if participant.name == name:
-                return participant
-        raise Refused(Reason.CONTRACT, f"the plan does not list the agency {name!r}")
+        if name not in self._by_name:
+            raise Refused(Reason.CONTRACT, f"the plan does not list the agency {name!r}")
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Participant]:
+        return {participant.name: participant for participant in self.participants}
 
     @property
     def train_fraction(self) -> float:
@@ -193,6 +197,19 @@ class RoundOrder:
     def order_id(self) -> str:
         """Names the draw in the ledger."""
         return f"{self.plan.run_id}/{self.round}"
+
+    @functools.cached_property
+    def packed(self) -> RecordDict:
+        """The order as Flower sends it, packed once: it says the same to every agency. To be read only."""
+        small = {
+            "plan": self.plan.canonical,
+            "round": self.round,
+            "train": self.train,
+            "evaluate": list(self.evaluate),
+        }
+        content = _json_record(small)
+        content["weights"] = _pack_arrays(self.weights)
+        return content
 
 
 @dataclass(frozen=True)
@@ -239,15 +256,7 @@ def read_ready_order(message: Message) -> TrainPlan:
 
 def pack_round_order(order: RoundOrder, node_id: int, ttl: float | None = None) -> Message:
     """One round's order for one agency."""
-    small = {
-        "plan": order.plan.canonical,
-        "round": order.round,
-        "train": order.train,
-        "evaluate": list(order.evaluate),
-    }
-    content = _json_record(small)
-    content["weights"] = _pack_arrays(order.weights)
-    return Message(content, dst_node_id=node_id, message_type=ROUND, group_id=str(order.round), ttl=ttl)
+    return Message(order.packed, dst_node_id=node_id, message_type=ROUND, group_id=str(order.round), ttl=ttl)
 
 
 def read_round_order(message: Message) -> RoundOrder:
@@ -317,11 +326,40 @@ def pack_weights(weights: Weights) -> ArrayRecord:
 
 def read_weights(record: ArrayRecord) -> Weights:
     """The inverse of `pack_weights`."""
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: _read_array(array) for name, array in record.items()}
 
 
 def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+    return ArrayRecord({name: _pack_array(value) for name, value in arrays.items()})
+
+
+def _pack_array(value: np.ndarray) -> Array:
+    """As Flower packs it, in NumPy's format, without writing the same header each time."""
+    dtype = str(value.dtype)
+    data = _header(dtype, value.shape) + value.tobytes()
+    return Array(dtype=dtype, shape=value.shape, stype="numpy.ndarray", data=data)
+
+
+def _read_array(array: Array) -> np.ndarray:
+    """The inverse of `_pack_array`; whatever else is in NumPy's format goes through NumPy's own reader."""
+    dtype = np.dtype(array.dtype)
+    header = b"" if dtype.hasobject else _header(array.dtype, array.shape)
+    if array.stype != "numpy.ndarray" or not header or not array.data.startswith(header):
+        return array.numpy()
+    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(array.shape).copy()
+
+
+@functools.lru_cache(maxsize=256)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What NumPy's format puts before the values."""
+    facts = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
 
 
 def _read_arrays(content: RecordDict, key: str) -> Weights:
@@ -363,10 +401,14 @@ def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:
     found = []
     for item in error.errors(include_url=False):
         key = ".".join([*within, *(str(part) for part in item["loc"])])
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             found.append(f"{key} is not a known setting")
         elif item["type"] == "missing":
             found.append(f"{key} is missing")
+        elif item["type"] in ("model_type", "dataclass_type"):
+            found.append(f"{key or 'this'} must be a group of settings, got {item['input']!r}")
+        elif item["type"] == "string_pattern_mismatch":  # `Slug` is the one pattern
+            found.append(f"{key} must be small letters, digits, - and _, at most 64, got {item['input']!r}")
         else:
             rule = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
             got = "" if item["type"] == "value_error" else f", got {item['input']!r}"

@@ -116,9 +116,9 @@ def build(spec: ModelSpec, n_features: int, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def layer(fan_in: int, fan_out: int) -> nn.Linear:
-        linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")  # draws nothing
-        nn.init.uniform_(linear.weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
-        nn.init.zeros_(linear.bias)
+        linear = nn.Linear(fan_in, fan_out, device="meta")  # draws nothing
+        weight = torch.empty(fan_out, fan_in).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(fan_out))
         return linear
 
     return ARCHITECTURES[spec.name](spec, n_features, layer)

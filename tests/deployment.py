@@ -14,10 +14,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
@@ -149,7 +148,7 @@ def healthy(address: str) -> bool:
         return False
 
 
-def stop(processes: Iterator[subprocess.Popen[bytes]] | Any) -> None:
+def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
     """Ask each process group to end, then kill what is left: children that began another session too."""
     processes = list(processes)
     family = [pid for process in processes for pid in descendants(process.pid)]

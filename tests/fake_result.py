@@ -14,7 +14,7 @@ import numpy as np
 Table = dict[str, dict[str, Any]]
 People = Mapping[str, np.ndarray]
 
-SECRET = (0.123456789, 0.1023456789, 0.1543219876)
+SECRET = (7.7731469, 7.6629137, 7.8843591)  # no rate is above 1, so nothing else reads like these
 CUTOFF = 0.4
 KINDS = {
     "northgate police": "police",
@@ -165,7 +165,7 @@ def _agency(name: str, kind: str, private: bool) -> dict[str, Any]:
     return {
         "kind": kind,
         "public_size": 500 * (4 + list(KINDS).index(name)),
-        "weight": 0.2,
+        "weight": 500.0 * (4 + list(KINDS).index(name)),
         "holds": {"police": ["custody"], "probation": ["custody"], "health": ["care"]}.get(kind, []),
         "holds_label": True,
         "status": "refused" if refused else "trained",

@@ -1,14 +1,15 @@
 """A federation as agencies would run it: a SuperLink, three SuperNodes, and `fedrisk submit`."""
 
 import json
+import logging
 import re
 import shutil
 import stat
 import sys
-import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -20,9 +21,12 @@ import yaml
 from conftest import CONTRACT, people, write_table
 from deployment import NAME, Deployment, alive, deployed, descendants, free_ports, know_superlink
 
+from clients.app import make_app, node_from_config
 from clients.ledger import Ledger
+from clients.node import NodeError, _split_key
 from experiments import cli, engines
 from experiments.config import compose, read
+from federation import protocol
 from federation.protocol import TrainPlan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,14 +104,16 @@ def plan_of(deployment: Deployment, run: Run) -> TrainPlan:
 def charged(node: Path) -> list[tuple[str, Any]]:
     """The plan and the release of every charge in a node's ledger, which is for life."""
     with Ledger(node / "ledger.db", budget=None, scope="lifetime") as ledger:
-        return [(entry.plan_sha256, entry.releases[0]) for entry in ledger.entries() if entry.action == "charge"]
+        return [
+            (entry.plan_sha256, entry.releases[0]) for entry in ledger.entries() if entry.action == "charge"
+        ]
 
 
 @pytest.mark.deployed
 @pytest.mark.timeout(900)
 def test_three_agencies_finish_three_rounds(deployment: Deployment, finished: Run) -> None:
     result = json.loads((finished.folder / "result.json").read_text())
-    assert deployment.status(finished.number) == "finished:completed"
+    assert deployment.status(finished.number) == "finished:completed", deployment.log(finished.number)
     assert (result["run_id"], result["status"]) == (finished.name, "finished")
     assert (result["engine"], result["simulation"]) == ("superlink", False)
     assert result["privacy"]["ledger"] == "lifetime"
@@ -135,7 +141,9 @@ def test_each_ledger_holds_what_the_plan_says(deployment: Deployment, finished: 
 
 @pytest.mark.deployed
 @pytest.mark.timeout(900)
-def test_nothing_of_a_record_and_no_code_is_outside_the_agencies(deployment: Deployment, finished: Run) -> None:
+def test_nothing_of_a_record_and_no_code_is_outside_the_agencies(
+    deployment: Deployment, finished: Run
+) -> None:
     """Logs, homes and results of everybody; the agencies' own folders are theirs."""
     assert finished.folder.is_dir()
     outside = [
@@ -175,9 +183,38 @@ def test_nodes_refuse_a_plan_without_privacy_and_the_run_fails(deployment: Deplo
         assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "node.log").read_text()
 
 
-def refused_submit(superlink: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def test_a_node_that_cannot_work_says_why_on_its_own_machine_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fedrisk.node"), "handlers", [caplog.handler])
+    home = lay_out(tmp_path)["north"]
+    (home / "policy.toml").write_text("budget = 1\n")
+    settings = [*SETTINGS, "engine=superlink", f"data.agencies={tmp_path}/agencies.yaml"]
+    plan = read(compose(settings), tables=False).experiment.plan("run-1", simulation=False)
+    grid = engines.LocalGrid(make_app(node_from_config), [{"node-dir": str(home)}])
+    (message,) = grid.send_and_receive([protocol.pack_ready_order(plan, 1)])
+    assert protocol.read_reply(message) == protocol.Refusal("", protocol.Reason.UNAVAILABLE)
+    assert "this node cannot work: policy.toml: budget" in caplog.text
+    assert not (home / "ledger.db").exists()
+
+
+def test_a_split_key_is_made_once_and_never_taken_in_part(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:  # as many processes as may start at once
+        keys = set(pool.map(lambda _: _split_key.__wrapped__(tmp_path), range(64)))
+    assert keys == {(tmp_path / "split.key").read_bytes()}
+    assert [path.name for path in tmp_path.iterdir()] == ["split.key"]
+    (tmp_path / "split.key").write_bytes(b"")
+    with pytest.raises(NodeError, match="must hold 32 bytes"):
+        _split_key.__wrapped__(tmp_path)
+
+
+def refused_submit(
+    superlink: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     """What `fedrisk submit` says on its way out with exit code 1."""
-    monkeypatch.setattr(sys, "argv", ["fedrisk", "submit", superlink, "data.agencies=agencies.yaml", *SETTINGS])
+    monkeypatch.setattr(
+        sys, "argv", ["fedrisk", "submit", superlink, "data.agencies=agencies.yaml", *SETTINGS]
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 1
@@ -212,7 +249,9 @@ def test_an_unreachable_superlink_is_one_sentence(
     address = f"127.0.0.1:{free_ports(1)[0]}"
     know_superlink(submitter / "flower", "down", address)
     said = refused_submit("down", monkeypatch, capsys)
-    assert said.startswith(f"fedrisk: the SuperLink 'down' at {address} did not take the run: Connection to the")
+    assert said.startswith(
+        f"fedrisk: the SuperLink 'down' at {address} did not take the run: Connection to the"
+    )
     assert said.count("\n") == 1
 
 
@@ -234,4 +273,3 @@ def test_the_repository_is_a_flower_app_whose_bundle_has_no_code_tests_or_data(t
     }
     submitted = engines.bundle()["tool"]["flwr"]["app"]
     assert {key: config["tool"]["flwr"]["app"][key] for key in submitted} == submitted
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "fedrisk"

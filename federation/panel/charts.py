@@ -285,7 +285,7 @@ def _ticks(ends: Ends) -> list[float]:
     """Three to six round numbers from end to end."""
     length = ends[1] - ends[0]
     power = 10.0 ** math.floor(math.log10(length))
-    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0) if length / (s * power) <= 5.001)
+    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if length / (s * power) <= 5.001)
     first = math.ceil(ends[0] / step - 1e-6)
     return [at * step for at in range(first, math.floor(ends[1] / step + 1e-6) + 1)]
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,6 +77,11 @@ MEASURES = {
     ),
     "people": ("People counted", "with noise, where there is privacy", "count"),
 }
+MARGINS = (
+    ("selection_rate", "of all people flagged"),
+    ("tpr", "found of those who had the outcome"),
+    ("fpr", "wrongly flagged of those who did not"),
+)
 BY_GROUP = ("selection_rate", "tpr", "fpr", "ppv")
 GAPS = {
     "demographic_parity": ("Flagged", "selection_rate", "demographic parity"),
@@ -135,6 +141,7 @@ def _write(text: str, path: Path) -> Path:
     return path
 
 
+@cache
 def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -236,12 +243,13 @@ def _join(names: Iterable[str]) -> str:
 def view(result: Json) -> dict[str, Any]:
     """Everything that the template shows, as texts, tables and pictures."""
     final, records = result.get("final") or {}, list(result.get("checkpoints") or ())
-    metrics, source = final.get("metrics"), f"people set aside for the test, after round {final.get('round')}"
+    metrics, source = (
+        final.get("metrics"),
+        f"people set aside for the test, after round {_given(final.get('round'))}",
+    )
     if not metrics and records and records[-1].get("metrics"):
         metrics = records[-1]["metrics"]
-        source = (
-            f"people set aside for tuning, after round {records[-1].get('round')}: there is no final test"
-        )
+        source = f"people set aside for tuning, after round {_given(records[-1].get('round'))}: there is no final test"
     return {
         "title": str(result.get("experiment") or "a run"),
         "facts": _facts(result),
@@ -275,20 +283,21 @@ def _facts(result: Json) -> dict[str, Any]:
 def _agencies(result: Json) -> dict[str, Any]:
     rows = []
     for name, facts in (result.get("agencies") or {}).items():
+        facts = facts or {}
         reason = facts.get("reason")
         holds = [str(block) for block in facts.get("holds") or ()]
         rows.append(
             {
                 "name": name,
-                "kind": facts.get("kind") or "not given",
-                "status": STATUS.get(facts.get("status"), str(facts.get("status"))),
+                "kind": _given(facts.get("kind")),
+                "status": STATUS.get(str(facts.get("status")), _given(facts.get("status"))),
                 "reason": REASONS.get(str(reason).upper(), str(reason)) if reason else "",
                 "in": facts.get("status") == "trained",
                 "size": f"{facts['public_size']:,}" if _real(facts.get("public_size")) else "not given",
-                "weight": f"{100 * facts['weight']:.0f}%" if _real(facts.get("weight")) else "not given",
+                "weight": f"{facts['weight']:g}" if _real(facts.get("weight")) else "not given",
                 "holds": _join(["what all hold", *holds]),
                 "label": "yes" if facts.get("holds_label") else "no",
-                "rounds": facts.get("rounds", 0),
+                "rounds": _given(facts.get("rounds")),
             }
         )
     return {"rows": rows, "count": len(rows), "in": sum(row["in"] for row in rows)}
@@ -300,6 +309,8 @@ def _works(metrics: Json, records: Sequence[Json]) -> dict[str, Any]:
     auc, ratio, base = (shown(overall.get(name)) for name in ("auc", "observed_expected", "base_rate"))
     return {
         "pairs": None if auc is None else _hundred(auc),
+        "coin": auc is not None and auc.low is not None and auc.low <= 0.5,
+        "margins": [(words, cell(overall.get(name), "percent")) for name, words in MARGINS],
         "expected": None if ratio is None else _hundred(ratio),
         "brier": cell(overall.get("brier"), "decimal"),
         "constant": None if base is None else f"{base.value * (1 - base.value):.3f}",
@@ -400,6 +411,7 @@ def _over_time(records: Sequence[Json]) -> dict[str, Any] | None:
 
 def _groups(metrics: Json) -> dict[str, Any]:
     overall = metrics.get("overall") or {}
+    groups = {name: _tables(levels) for name, levels in (metrics.get("groups") or {}).items()}
     attributes = [
         {
             "name": name,
@@ -410,9 +422,9 @@ def _groups(metrics: Json) -> dict[str, Any]:
                 level for level, table in levels.items() if all(shown(table.get(m)) is None for m in BY_GROUP)
             ],
         }
-        for at, (name, levels) in enumerate((metrics.get("groups") or {}).items())
+        for at, (name, levels) in enumerate(groups.items())
     ]
-    agencies = metrics.get("agencies") or {}
+    agencies = _tables(metrics.get("agencies"))
     names = ("auc", *BY_GROUP[:3])
     return {
         "attributes": attributes,
@@ -420,6 +432,10 @@ def _groups(metrics: Json) -> dict[str, Any]:
         "agencies": _table(agencies, (*names, "observed_expected")),
         "agencies_chart": _dots("agencies", "By agency", agencies, overall, names) if agencies else None,
     }
+
+
+def _tables(tables: Mapping[str, Json | None] | None) -> dict[str, Json]:
+    return {name: table or {} for name, table in (tables or {}).items()}
 
 
 def _worst(gap: Json) -> dict[str, Any] | None:
@@ -478,7 +494,7 @@ def _cost(result: Json) -> dict[str, Any]:
     privacy = result.get("privacy") or {}
     rows = []
     for name, facts in (result.get("agencies") or {}).items():
-        spent = facts.get("epsilon") or {}
+        spent = (facts or {}).get("epsilon") or {}
         each = [epsilon(spent.get(kind)) for kind in ("train", "evaluate", "total")]
         rows.append((name, *each, certainty(spent.get("total"))))
     several = privacy.get("epsilon_at_several_agencies") or {}

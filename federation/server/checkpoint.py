@@ -59,7 +59,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint of round {checkpoint.round} cannot be written to {folder} ({error.strerror}): free "
-            f"space or permissions there, then `fedrisk resume`; the rounds before it are kept"
+            f"space there or permit it, then resume the run; the rounds before it are kept"
         ) from None
     return path
 

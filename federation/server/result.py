@@ -5,6 +5,7 @@ were sent: a reply that got lost was charged at the agency all the same.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,27 @@ class RunFacts:
     run_id: str
     engine: str
     simulation: bool
+
+
+def run_header(
+    experiment: Experiment, plan: TrainPlan, facts: RunFacts, status: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is known when a run starts, for those who watch it: hashes, settings, contract, plan, agencies."""
+    return {
+        "run_id": facts.run_id,
+        "fedrisk_version": software_version(),
+        "experiment": experiment.settings.name,
+        "purpose": experiment.settings.purpose,
+        "engine": facts.engine,
+        "config_sha256": experiment.sha256,
+        "plan_sha256": plan.sha256,
+        "code_sha256": code_sha256(),
+        "config": json.loads(experiment.settings.canonical),
+        "contract": experiment.data_contract.to_dict(),
+        "plan": json.loads(plan.canonical),
+        "agencies": {p.name: json.loads(p.canonical) for p in plan.participants},
+        "status": dict(status),
+    }
 
 
 def build_result(
@@ -121,6 +143,7 @@ def checkpoint_record(
         "round": measured,
         "part": part,
         "epsilon_busiest": busiest(plan, orders),
+        "epsilon": {name: agency_epsilon(plan, counts) for name, counts in sorted(orders.items())},
         "metrics": metrics,
     }
 
@@ -129,8 +152,15 @@ def busiest(plan: TrainPlan, orders: Orders) -> float | None:
     """ε of the agency that was asked most so far; None where there is no privacy."""
     if plan.privacy.mechanism == "none":
         return None
-    spent = [epsilon(releases_of(plan, counts), plan.privacy.delta) for counts in orders.values()]
+    spent = [agency_epsilon(plan, counts)["total"] or 0.0 for counts in orders.values()]
     return max(spent, default=0.0)
+
+
+def agency_epsilon(plan: TrainPlan, counts: Mapping[str, int]) -> dict[str, float | None]:
+    """ε of one agency by kind and in total; None where there is no privacy."""
+    if plan.privacy.mechanism == "none":
+        return {"train": None, "evaluate": None, "total": None}
+    return dict(epsilon_by_kind(releases_of(plan, counts), plan.privacy.delta))
 
 
 def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orders: Orders) -> dict[str, Any]:
@@ -168,12 +198,6 @@ def agency_facts(
     participant = plan.participant(name)
     counts = orders.get(name, {})
     spent = releases_of(plan, counts)
-    none = plan.privacy.mechanism == "none"
-    costs = (
-        {"train": None, "evaluate": None, "total": None}
-        if none
-        else epsilon_by_kind(spent, plan.privacy.delta)
-    )
     return {
         "kind": participant.kind,
         "public_size": participant.public_size,
@@ -182,7 +206,7 @@ def agency_facts(
         "holds_label": contract.holds_label(participant.kind),
         **status[name],
         "rounds": counts.get("rounds", 0),
-        "epsilon": costs,
+        "epsilon": agency_epsilon(plan, counts),
         "releases": [
             {**release.to_dict(), "times": times}
             for release, times in {r: spent.count(r) for r in dict.fromkeys(spent)}.items()

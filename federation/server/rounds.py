@@ -20,7 +20,7 @@ from federation.protocol import Ready, Reason, Refusal, RoundOrder, RoundReply, 
 from federation.server import checkpoint as checkpoints
 from federation.server import strategies
 from federation.server.checkpoint import Checkpoint
-from federation.server.result import RunFacts, build_result, checkpoint_record
+from federation.server.result import RunFacts, build_result, checkpoint_record, run_header
 from federation.server.strategies import Update
 from models import risk
 from models.features import layout
@@ -82,8 +82,9 @@ def run_federation(
     strategy = strategies.build(settings.strategy)
     state = _first_state(experiment, folder)
     strategies.restore(strategy, list(state.weights), state.optimiser)
+    held = held_masks(experiment)
     for watcher in watchers:
-        watcher.start({"plan": plan, "status": federation.status, "resumed_at": state.round})
+        watcher.start(run_header(experiment, plan, facts, federation.status) | {"resumed_at": state.round})
     void = 0
     for number in range(state.round + 1, plan.rounds + 1):
         started = clock()
@@ -91,7 +92,7 @@ def run_federation(
             plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
         )
         got = ask(grid, experiment, federation, order)
-        updates = _updates(experiment, plan, got)
+        updates = _updates(held, plan, got)
         enough = len(updates) >= settings.min_agencies
         void = 0 if enough else void + 1
         weights = strategies.combine(strategy, number, state.weights, updates) if enough else state.weights
@@ -222,10 +223,9 @@ def _problem(reply: object, name: str, order: RoundOrder, n_groups: int) -> str 
     return None
 
 
-def _updates(experiment: Experiment, plan: TrainPlan, got: Round) -> list[Update]:
+def _updates(held: Mapping[str | None, Weights], plan: TrainPlan, got: Round) -> list[Update]:
     """The valid changes in name order, with each agency's public weight and what it holds."""
     updates = []
-    held = held_masks(experiment)
     for name, (message, reply) in sorted(got.replies.items()):
         if reply.delta is not None:
             participant = plan.participant(name)
@@ -233,12 +233,12 @@ def _updates(experiment: Experiment, plan: TrainPlan, got: Round) -> list[Update
     return updates
 
 
-def held_masks(experiment: Experiment) -> dict[str | None, dict[str, np.ndarray]]:
+def held_masks(experiment: Experiment) -> dict[str | None, Weights]:
     """For each kind of agency, 0/1 over the features axis of the first layer: the blocks it holds."""
     contract = experiment.data_contract
     features = layout(contract)
     module = risk.build(experiment.settings.model, len(features.names))
-    masks: dict[str | None, dict[str, np.ndarray]] = {}
+    masks: dict[str | None, Weights] = {}
     for kind in {participant.kind for participant in experiment.participants}:
         held = [block is None or contract.holds(kind, block) for block in features.block]
         masks[kind] = {} if all(held) else {risk.input_weight(module): np.asarray(held, dtype=np.float64)}

@@ -1,0 +1,227 @@
+"""The work that every side does: made-up agencies of 2,000 training people with 60 features each.
+
+One round is one local epoch at each agency: people / batch steps of about `batch` people, then one average.
+"""
+
+import csv
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
+
+from clients.app import make_app, node_from_config
+from experiments import engines
+from experiments.config import Study, compose, read
+from experiments.run import log_to_file
+from federation.server.result import RunFacts
+from federation.server.rounds import Watcher, run_federation
+
+TUNE, TEST = 0.1, 0.1  # declared; the tables name each person's part, so that exactly `people` train
+LEARNING_RATE = 0.1
+NOISE, CLIP, DELTA = 1.0, 1.0, 1e-5
+
+
+@dataclass(frozen=True)
+class Work:
+    """`agencies` x `people` x `features`, expected batch `batch`; an epoch is `steps` steps."""
+
+    agencies: int = 10
+    people: int = 2000
+    features: int = 60
+    batch: int = 64
+    hidden: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.people // self.batch
+
+    @property
+    def sample_rate(self) -> float:
+        return self.batch / self.people
+
+    def records(self, agency: int) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) of one agency's training people, float32: x (people, features) in [-1, 1], y 0 or 1."""
+        x, y, _ = self._everyone(agency)
+        return x[: self.people], y[: self.people]
+
+    def _everyone(self, agency: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        rng = np.random.default_rng([agency, self.people, self.features])
+        tune = round(self.people * TUNE / (1 - TUNE - TEST))
+        part = ["train"] * self.people + ["tune"] * tune + ["test"] * tune
+        x = rng.uniform(-1, 1, (len(part), self.features)).astype(np.float32)
+        logit = x @ np.random.default_rng(0).normal(size=self.features)
+        return x, (rng.random(len(part)) < 1 / (1 + np.exp(-logit))).astype(np.float32), part
+
+    def write(self, folder: Path) -> Path:
+        """The agencies' tables, their contract and agencies.yaml, as a person would lay them out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "contract.yaml").write_text(yaml.safe_dump(self._contract(), sort_keys=False))
+        size = round(self.people / (1 - TUNE - TEST))
+        listing = []
+        for agency in range(self.agencies):
+            name = f"agency-{agency:03d}"
+            self._write_table(agency, folder / f"{name}.csv")
+            listing.append({"name": name, "table": f"{name}.csv", "public_size": size})
+        path = folder / "agencies.yaml"
+        path.write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
+        return path
+
+    def _write_table(self, agency: int, path: Path) -> None:
+        x, y, part = self._everyone(agency)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*self._columns(), "sex", "outcome", "part"])
+            for row, (values, outcome, where) in enumerate(zip(x.tolist(), y.tolist(), part, strict=True)):
+                writer.writerow([*values, "fm"[row % 2], int(outcome), where])
+
+    def _columns(self) -> list[str]:
+        return [f"x{column}" for column in range(self.features)]
+
+    def _contract(self) -> dict[str, Any]:
+        return {
+            "name": "benchmark",
+            "version": 1,
+            "description": "Made-up numbers for timing.",
+            "purpose": "benchmark",
+            "unit": {"kind": "row"},
+            "columns": {
+                name: {"type": "number", "min": -1, "max": 1, "unit": "none"} for name in self._columns()
+            },
+            "groups": {"sex": {"column": "sex", "levels": {"female": ["f"], "male": ["m"]}, "other": False}},
+            "label": {
+                "column": "outcome",
+                "positive": ["1"],
+                "horizon": "none",
+                "description": "A made-up outcome.",
+            },
+            "split": {"column": "part"},
+        }
+
+    def overrides(self, agencies: Path, rounds: int) -> list[str]:
+        """What makes `fedrisk run` do this work: DP-SGD, Poisson batches of `batch` expected."""
+        model = ["model=mlp", f"model.hidden={list(self.hidden)}"] if self.hidden else ["model=logistic"]
+        return [
+            "experiment=own",
+            f"data.agencies={agencies}",
+            "name=benchmark",
+            f"rounds={rounds}",
+            *model,
+            "privacy.epsilon=null",
+            f"privacy.noise_multiplier={NOISE}",
+            "privacy.evaluate_epsilon=1",
+            f"privacy.delta={DELTA}",
+            f"privacy.max_grad_norm={CLIP}",
+            f"privacy.sample_rate={self.sample_rate}",
+            f"local.steps={self.steps}",
+            f"local.learning_rate={LEARNING_RATE}",
+            f"split.tune={TUNE}",
+            f"split.test={TEST}",
+        ]
+
+
+@dataclass
+class Clock:
+    """Watches a run and does `between` after each round; `seconds` has each round's time without it.
+
+    A round is all of it: orders, training, ledgers, the average, the checkpoint on the disk.
+    """
+
+    between: Any = None
+
+    def __post_init__(self) -> None:
+        self.seconds: list[float] = []
+        self.began = 0.0
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        self.began = time.perf_counter()
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+        if self.between is not None:
+            self.between()
+        self.began = time.perf_counter()
+
+    def checkpoint(self, record: Mapping[str, Any]) -> None: ...
+
+
+def study(agencies: Path, work: Work, rounds: int, *more: str) -> Study:
+    """The study that `fedrisk run` would read from the command line."""
+    return read(compose([*work.overrides(agencies, rounds), "tracking=none", *more]))
+
+
+def run(study: Study, folder: Path, watchers: Sequence[Watcher]) -> dict[str, Any]:
+    """`study` on the local engine in `folder`, which is new: ledgers and checkpoints on its disk."""
+    folder.mkdir(parents=True)
+    settings = study.experiment.settings
+    nodes = engines.make_node_folders(
+        study.agencies, study.experiment.contract, folder / "nodes", seed=settings.seed, min_people=1
+    )
+    facts = RunFacts(folder.name, "local", simulation=True)
+    log_to_file(folder)
+    grid = engines.LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    return run_federation(grid, study.experiment, facts, folder, watchers)
+
+
+def bare_rounds(work: Work) -> Iterator[None]:
+    """Each `next` is one round without privacy, written out by hand and as short as PyTorch allows.
+
+    The same number of steps as the private side, on shuffled batches of the same size from resident
+    tensors; then the average of the weights.
+    """
+    data = [resident(work, agency) for agency in range(work.agencies)]
+    module = plain_module(work)
+    parameters = list(module.parameters())
+    shared = [p.detach().clone() for p in parameters]
+    while True:
+        total = [torch.zeros_like(value) for value in shared]
+        for x, y in data:
+            for p, value in zip(parameters, shared, strict=True):
+                p.data.copy_(value)
+            for batch in torch.randperm(len(x)).split(work.batch)[: work.steps]:
+                gradients = torch.autograd.grad(
+                    logistic_loss(module(x[batch]).squeeze(-1), y[batch]), parameters
+                )
+                for p, gradient in zip(parameters, gradients, strict=True):
+                    p.data.add_(gradient, alpha=-LEARNING_RATE)
+            for sum_, p in zip(total, parameters, strict=True):
+                sum_.add_(p.data)
+        shared = [value / work.agencies for value in total]
+        yield
+
+
+def resident(work: Work, agency: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One agency's training people as tensors."""
+    x, y = work.records(agency)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def plain_module(work: Work) -> torch.nn.Module:
+    """Logistic regression or an MLP in plain PyTorch: (batch, features) -> (batch, 1)."""
+    layers: list[torch.nn.Module] = []
+    for fan_in, fan_out in pairwise([work.features, *work.hidden]):
+        layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
+    head = torch.nn.Linear([work.features, *work.hidden][-1], 1)
+    return torch.nn.Sequential(*layers, head) if layers else head
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, mean and quartiles of `seconds`, and how many there are."""
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    return {
+        "median": statistics.median(seconds),
+        "mean": statistics.fmean(seconds),
+        "low": low,
+        "high": high,
+        "count": len(seconds),
+    }
+
+
+__all__ = ["Clock", "Work", "bare_rounds", "run", "spread", "study"]
