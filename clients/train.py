@@ -389,6 +389,6 @@ def _finish(module: nn.Module, start: Tensor, weights: Tensor) -> dict[str, np.n
     if not torch.isfinite(weights).all():
         raise ValueError("training diverged, the weights are no longer finite: lower local.learning_rate")
     with torch.no_grad():
-        for name, value in _unflatten(module, weights).items():
-            module.get_parameter(name).copy_(value)
+        for p, value in zip(module.parameters(), _unflatten(module, weights).values(), strict=True):
+            p.copy_(value)
     return {name: change.numpy() for name, change in _unflatten(module, weights - start).items()}

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -313,10 +313,24 @@ def read_reply(message: Message) -> Ready | RoundReply | Refusal:
 
 def as_strategy_reply(message: Message, weights: Weights, public_weight: float) -> Message:
     """`message` as Flower's strategies want it: arrays, and the agreed weight in place of a row count."""
-    content = RecordDict(
-        {"arrays": _pack_arrays(weights), "metrics": MetricRecord({"weight": public_weight})}
-    )
+    arrays = ArrayRecord()  # filled by hand, for its constructor would copy what it is given
+    for name, value in weights.items():
+        arrays[name] = _Here(value)
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"weight": public_weight})})
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+@final
+class _Here(Array):
+    """An array that stays in this process: Flower's strategies read it without unpacking it first."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        super().__init__(str(value.dtype), value.shape, "numpy.ndarray", b"")
+        self.__dict__["value"] = value
+
+    def numpy(self) -> np.ndarray:
+        value: np.ndarray = self.__dict__["value"]
+        return value
 
 
 def pack_weights(weights: Weights) -> ArrayRecord:

@@ -123,7 +123,10 @@ def main() -> None:
             except DataError as error:
                 problems[line] = str(error)
     by_name = {line: {row["name"]: row for row in rows} for line, rows in found.items()}
-    targets = [target.judge(by_name[target.line]) for target in TARGETS if target.line in found]
+    judged = [
+        target for target in TARGETS if arguments.part == "test" and POOLED in by_name.get(target.line, {})
+    ]
+    targets = [target.judge(by_name[target.line]) for target in judged]
     result = {
         "overrides": {line: [*LINES[line], *arguments.overrides] for line in found},
         "seeds": list(seeds),

@@ -2,6 +2,9 @@
 
 It is written beside its name and moved there, so a killed run finds the last whole round. Everything
 in it had already left the agencies; no record is here.
+
+The history of every `CHAPTER` rounds is written once, to a file of its own: what a round writes does not
+grow with the rounds before it.
 """
 
 import json
@@ -16,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from federation.protocol import Weights
+
+CHAPTER = 20  # rounds
 
 
 class CheckpointError(RuntimeError):
@@ -39,22 +44,22 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
     arrays = {f"weights/{name}": value for name, value in checkpoint.weights.items()}
     arrays |= {f"optimiser/{name}": value for name, value in checkpoint.optimiser.items()}
     arrays |= {f"tables/{name}": value for name, value in checkpoint.tables.items()}
+    *chapters, open_one = _chapters(checkpoint.history)
     facts = {
         "round": checkpoint.round,
         "config_sha256": checkpoint.config_sha256,
-        "history": checkpoint.history,
+        "chapters": len(chapters),
+        "history": {**checkpoint.history, **open_one},
     }
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"fedrisk": json.dumps(facts)})
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".writing")
-        with beside.open("wb") as file:
-            file.write(
-                save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"fedrisk": json.dumps(facts)})
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for number, chapter in enumerate(chapters, start=1):
+            just_ended = number * CHAPTER == checkpoint.round
+            if just_ended or not _chapter(folder, number).exists():
+                _write_whole(json.dumps(chapter).encode(), _chapter(folder, number))
+        _write_whole(content, path)
         (folder / f"round-{checkpoint.round - 2:05d}.safetensors").unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
@@ -73,6 +78,10 @@ def read_last(folder: Path) -> Checkpoint | None:
         with safe_open(paths[-1], framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads(file.metadata()["fedrisk"])
+        history = facts["history"]
+        for number in range(facts["chapters"], 0, -1):
+            chapter = json.loads(_chapter(folder, number).read_text())
+            history |= {key: chapter[key] + history[key] for key in chapter}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{paths[-1]} is not a whole checkpoint: remove it to resume from the one before"
@@ -87,8 +96,38 @@ def read_last(folder: Path) -> Checkpoint | None:
         weights=under("weights/"),
         optimiser=under("optimiser/"),
         tables=under("tables/"),
-        history=facts["history"],
+        history=history,
     )
+
+
+def _chapters(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lists of `history` by chapter; the last one is not ended yet. A checkpoint's record belongs to
+    the round after the one that it measures, in which its tables came."""
+    rounds, measured = history.get("rounds", []), history.get("checkpoints", [])
+    ended = len(rounds) // CHAPTER
+    if not ended:
+        return [{}]
+    return [
+        {
+            "rounds": rounds[start : start + CHAPTER],
+            "checkpoints": [record for record in measured if start <= record["round"] < start + CHAPTER],
+        }
+        for start in range(0, (ended + 1) * CHAPTER, CHAPTER)
+    ]
+
+
+def _chapter(folder: Path, number: int) -> Path:
+    return folder / f"history-{number:05d}.json"
+
+
+def _write_whole(content: bytes, path: Path) -> None:
+    """Write `content` beside `path`, durably, and move it there."""
+    beside = path.with_suffix(".writing")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def write_model(weights: Weights, facts: Mapping[str, str], path: Path) -> Path:

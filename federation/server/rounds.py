@@ -272,9 +272,11 @@ def _after(
     got: Round,
     seconds: float,
 ) -> Checkpoint:
-    """The state with one more round in it: tables, spending, who replied, and a metrics record."""
+    """The state with one more round in it: the newest tables, spending, who replied, a metrics record."""
     plan = order.plan
-    tables = dict(state.tables)
+    tables = {
+        key: table for key, table in state.tables.items() if key.partition("/")[0] not in order.evaluate
+    }
     measured = order.round - 1
     for name, (_, reply) in got.replies.items():
         tables |= {f"{part}/{measured}/{name}": table for part, table in reply.tables.items()}

@@ -1,0 +1,256 @@
+"""Nothing of a record leaves an agency: canaries in every cell, and a search of everything that was sent or written.
+
+The privacy of what does leave (clipping, noise, what is charged) is in test_train.py, test_privacy.py and
+test_federation.py. Here is the rest: texts, names, paths, counts, and what errors say.
+"""
+
+import base64
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command import fedrisk, files_under, small_run
+from conftest import CONTRACT, MakeStudy, people, write_table
+from flwr.app import Message
+from flwr.common.serde import message_to_proto, recorddict_to_proto
+
+from clients.app import make_app, node_from_config
+from clients.node import open_node
+from experiments import engines
+from experiments.config import Study
+from federation import protocol
+from federation.protocol import Reason, Refusal, RoundReply
+from federation.server.result import RunFacts
+from federation.server.rounds import RunError, run_federation
+
+CANARY = "CANARY9C4E"  # in texts, names and paths
+AGE, VISITS = 61.0312571, 7.7182843  # numbers that nothing else computes
+WIRE: list[bytes] = []  # everything that was sent, both ways
+REPLIES: list[Message] = []
+
+
+class Wiretap(engines.LocalGrid):
+    """Keeps every message as the bytes that Flower would send."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        WIRE.extend(message_to_proto(message).SerializeToString() for message in messages)
+        return list(super().push_messages(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = list(super().pull_messages(message_ids))
+        WIRE.extend(message_to_proto(message).SerializeToString() for message in found)
+        REPLIES.extend(found)
+        return found
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> None:
+    WIRE.clear()
+    REPLIES.clear()
+
+
+@pytest.fixture
+def planted(folder: Path) -> Path:
+    """Three agencies whose every column holds a canary, in a folder whose name is one."""
+    contract = CONTRACT | {
+        "columns": CONTRACT["columns"] | {"borough": {"type": "category", "levels": ["east", "west"]}},
+        "groups": {"sex": {"column": "sex", "levels": {"female": ["f"], "male": ["m"]}}},
+    }
+    (folder / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
+    listing = yaml.safe_load((folder / "agencies.yaml").read_text())
+    (folder / CANARY).mkdir()
+    for seed, agency in enumerate(listing["agencies"]):
+        write_table(folder / CANARY / f"{agency['name']}.csv", planted_rows(seed))
+        agency["table"] = f"{CANARY}/{agency['name']}.csv"
+    (folder / "agencies.yaml").write_text(yaml.safe_dump(listing))
+    return folder
+
+
+def planted_rows(seed: int, n: int = 300) -> list[dict[str, Any]]:
+    found = people(seed, n)
+    for i, row in enumerate(found):
+        row |= {
+            "person": f"{CANARY}-person-{seed}-{i}",
+            "borough": f"{CANARY}-borough",
+            f"{CANARY}-column": 1,
+        }
+        row |= {"outcome": row["outcome"] or f"{CANARY}-no"}
+        row |= {"age": AGE, "visits": VISITS, "sex": f"{CANARY}-sex"} if i % 10 == 0 else {}
+    return found
+
+
+def canaries(folder: Path) -> dict[str, bytes]:
+    """What to search for: texts, numbers as text and as they lie in memory, and each node's split key."""
+    found = {"a cell, a name or a path": CANARY.encode()}
+    for value in (AGE, VISITS, (AGE - 50) / 50, (VISITS - 5) / 5):
+        found |= {f"{value}": f"{value}"[:7].encode(), f"{value} f8": struct.pack("<d", value)}
+        found[f"{value} f4"] = struct.pack("<f", value)
+    for path in folder.rglob("split.key"):
+        key = path.read_bytes()
+        found |= {f"key {path}": key, f"hex {path}": key.hex().encode()}
+        found[f"base64 {path}"] = base64.b64encode(key)[:-4]
+    return found
+
+
+def leaks(sent: Iterable[tuple[object, bytes]], folder: Path) -> list[str]:
+    """Which canaries are in what was sent, printed or written."""
+    wanted = canaries(folder)
+    return [
+        f"{name} in {where}" for where, content in sent for name, value in wanted.items() if value in content
+    ]
+
+
+def outside(home: Path) -> dict[Path, bytes]:
+    """Every file of a run but those of the agencies' own folders."""
+    return files_under(home, *home.rglob("nodes"))
+
+
+def test_a_whole_run_lets_no_canary_out(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "LocalGrid", Wiretap)
+    words = small_run(planted, f"tracking.uri=sqlite:///{planted}/outputs/mlflow.db", "reference=true")
+    done = fedrisk(*words, "rounds=2", "evaluation.checkpoints=1")
+    assert done.code == 0, done.err
+    written = outside(planted / "outputs")
+    names = {path.name for path in written}
+    assert {"result.json", "report.html", "model.safetensors", "experiment.json", "mlflow.db"} <= names
+    assert any(path.is_relative_to(planted / "outputs" / "mlartifacts") for path in written)
+    assert len(WIRE) >= 2 * (3 + 2 * 3 + 3), "ready, two rounds and the last tables, there and back"
+    assert leaks(enumerate(WIRE), planted) == []
+    assert leaks([("stdout", done.out.encode()), ("stderr", done.err.encode())], planted) == []
+    assert leaks(written.items(), planted) == []
+    logs = {path: path.read_bytes() for path in (planted / "outputs").rglob("node.log")}
+    assert len(logs) == 3
+    assert leaks(logs.items(), planted) == [], "an agency's own log holds no cell either"
+
+
+def test_the_search_finds_what_is_there(planted: Path, make_study: MakeStudy) -> None:
+    """A control: every canary is in the tables, and in memory as the search expects it."""
+    study = make_study()
+    (node, *_) = make_nodes(study, planted / "run")
+    own = files_under(planted / CANARY) | files_under(planted / "run")
+    found = "\n".join(leaks(own.items(), planted))
+    assert all(f"{what} in " in found for what in ("a cell, a name or a path", f"{AGE}", f"{VISITS}"))
+    assert f"key {node}/split.key in " in found
+    x = open_node(node)._dataset(0.2, 0.2).part("train")[0].numpy()
+    assert leaks([("x", x.tobytes())], planted) == [f"{(AGE - 50) / 50} f4 in x"]
+
+
+def make_nodes(study: Study, folder: Path) -> list[Path]:
+    return engines.make_node_folders(
+        study.agencies, study.experiment.contract, folder / "nodes", seed=0, min_people=50
+    )
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
+def quoting(*_: object, **__: object) -> Any:
+    """Fails as data libraries do: with a cell in the text, in the arguments and in the cause."""
+    try:
+        raise ValueError(f"could not convert string to float: '{CANARY}'")
+    except ValueError as error:
+        raise KeyError(f"{CANARY} {AGE}", error) from error
+
+
+def only_for_round_replies(reply: object, message: Message) -> Message:
+    return quoting() if isinstance(reply, RoundReply) else PACK(reply, message)  # type: ignore[arg-type]
+
+
+PACK = protocol.pack_reply
+STEPS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "find": ("clients.app.open_node", quoting),
+    "review": ("clients.policy.Policy.review", quoting),
+    "read": ("clients.data.read_table", quoting),
+    "validate": ("clients.data.validate", quoting),
+    "encode": ("clients.data.encode", quoting),
+    "split": ("clients.data.split", quoting),
+    "reserve": ("clients.ledger.Ledger.reserve", quoting),
+    "model": ("clients.node.Node._module", quoting),
+    "charge": ("clients.ledger.Ledger.charge", quoting),
+    "noise": ("clients.train.simulated_noise", quoting),
+    "sample": ("clients.train.simulated_sampling", quoting),
+    "train": ("clients.train.dp_fit", quoting),
+    "evaluate": ("clients.node.noised_table", quoting),
+    "pack": ("clients.app.protocol.pack_reply", only_for_round_replies),
+}
+
+
+@pytest.mark.parametrize("step", list(STEPS))
+def test_an_error_at_any_step_is_unavailable_and_says_nothing(
+    planted: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    study = make_study("rounds=2", "join_timeout=0.1", "round_timeout=0.2")
+    nodes = make_nodes(study, planted / "run")
+    grid = Wiretap(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    target, fail = STEPS[step]
+    monkeypatch.setattr(target, fail)
+    with pytest.raises(RunError) as stopped:
+        run_federation(grid, study.experiment, RunFacts("run-1", "local", True), planted / "run")
+    replies = [protocol.read_reply(message) for message in REPLIES]
+    refusals = [reply for reply in replies if isinstance(reply, Refusal)]
+    assert len(refusals) == 3
+    assert {reply.reason for reply in refusals} == {Reason.UNAVAILABLE}
+    assert any(isinstance(reply, RoundReply) for reply in replies) == (step == "evaluate"), "which is later"
+    assert not any(message.has_error() for message in REPLIES)
+    said = [("the coordinator's error", str(stopped.value).encode())]
+    logs = [(path, path.read_bytes()) for path in planted.rglob("node.log")]
+    assert leaks([*enumerate(WIRE), *said, *logs, *outside(planted / "run").items()], planted) == []
+
+
+# --- what a reply may hold ----------------------------------------------------------------------------
+
+
+def replies_of(study: Study, folder: Path, n: int) -> list[tuple[str, bytes]]:
+    """What north sends (its JSON, and everything) when its table has n people."""
+    write_table(folder / CANARY / "north.csv", planted_rows(0, n))
+    REPLIES.clear()
+    nodes = make_nodes(study, folder / f"run-{n}")
+    grid = Wiretap(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    run_federation(grid, study.experiment, RunFacts("run-1", "local", True), folder / f"run-{n}")
+    mine = [message for message in REPLIES if json.loads(small(message))["agency"] == "north"]
+    return [(small(message), recorddict_to_proto(message.content).SerializeToString()) for message in mine]
+
+
+def small(message: Message) -> str:
+    return str(message.content["fedrisk"]["json"])  # type: ignore[index]
+
+
+def test_no_count_leaves_and_a_reply_has_the_same_size_for_any_number_of_people(
+    planted: Path, make_study: MakeStudy
+) -> None:
+    study = make_study("rounds=3", "evaluation.checkpoints=2")
+    many, fewer = replies_of(study, planted, 1237), replies_of(study, planted, 411)
+    assert len(many) == len(fewer) == 1 + 3 + 1
+    assert [text for text, _ in many] == [text for text, _ in fewer]
+    assert [len(content) for _, content in many] == [len(content) for _, content in fewer]
+    keys = set().union(*(json.loads(text) for text, _ in many))
+    assert keys == {"agency", "releases", "trained"}
+    counts = counts_of(planted / "run-1237" / "nodes" / "north")
+    assert 1237 in counts
+    assert not counts & {value for text, _ in many for value in numbers(json.loads(text))}
+
+
+def counts_of(node: Path) -> set[float]:
+    """People of the agency: all, in each part, and with the outcome."""
+    parts = [open_node(node)._dataset(0.2, 0.2).part(name)[1] for name in ("train", "tune", "test")]
+    sizes = [len(y) for y in parts if y is not None]
+    return {float(n) for n in [sum(sizes), *sizes, *(int(y.sum()) for y in parts if y is not None)]}
+
+
+def numbers(value: object) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+
+
+def test_a_node_shows_no_record_when_it_is_printed(planted: Path, make_study: MakeStudy) -> None:
+    """A debugger, a log or a crash report may print what is in memory; its cells are not among it."""
+    node = open_node(make_nodes(make_study(), planted / "run")[0])
+    assert CANARY not in f"{node!r} {node._dataset(0.2, 0.2)!r}"
