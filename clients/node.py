@@ -275,7 +275,7 @@ def open_node(folder: Path) -> Node:
     policy = read_policy(folder / "policy.toml")
     try:
         contract = Contract.from_dict(yaml.safe_load((folder / facts.contract).read_text()))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise NodeError(f"node.toml: the contract file {facts.contract} cannot be read") from None
     except (ContractError, yaml.YAMLError) as error:
         raise NodeError(f"the contract {facts.contract} is not usable: {error}") from None
@@ -285,7 +285,7 @@ def open_node(folder: Path) -> Node:
 def _read_node_file(path: Path) -> NodeFile:
     try:
         return NodeFile.model_validate(tomllib.loads(path.read_text()))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise NodeError(f"{path} cannot be read: is this a node's folder?") from None
     except tomllib.TOMLDecodeError as error:
         raise NodeError(f"{path} is not TOML: {error}") from None

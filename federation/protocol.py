@@ -251,7 +251,7 @@ def pack_ready_order(plan: TrainPlan, node_id: int) -> Message:
 
 def read_ready_order(message: Message) -> TrainPlan:
     """The plan of a ready order; `Refused` when it does not decode."""
-    return _read_plan(_read_json(message.content)["plan"])
+    return _read_plan(_read_json(message.content).get("plan"))
 
 
 def pack_round_order(order: RoundOrder, node_id: int, ttl: float | None = None) -> Message:
@@ -398,8 +398,13 @@ def _read_json(content: RecordDict) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_plan(text: str) -> TrainPlan:
-    found = json.loads(text)
+def _read_plan(text: object) -> TrainPlan:
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(text, str) or not isinstance(found, dict):
+        raise Refused(Reason.MALFORMED, "the order carries no plan in JSON")
     if found.get("version") != VERSION:
         raise Refused(
             Reason.VERSION, f"the plan speaks protocol {found.get('version')!r}, this node {VERSION!r}"

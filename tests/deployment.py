@@ -5,6 +5,7 @@ nothing, and is gone when the block ends, whatever happened in it.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
 COMMAND_SECONDS = 90.0
 STOP_SECONDS = 10.0
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 NAME = "loopback"  # the SuperLink in the submitter's Flower configuration
 
 
@@ -104,7 +107,14 @@ def start(deployment: Deployment, name: str, command: Sequence[str]) -> None:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
+
+
+def _end_with_parent() -> None:
+    """In the child: ask the kernel to end it when this process is killed and can stop nothing any more."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def environment(home: Path) -> dict[str, str]:

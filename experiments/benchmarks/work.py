@@ -3,12 +3,11 @@
 One round is one local epoch at each agency: people / batch steps of about `batch` people, then one average.
 """
 
-import csv
+import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +67,20 @@ class Work:
         listing = []
         for agency in range(self.agencies):
             name = f"agency-{agency:03d}"
-            self._write_table(agency, folder / f"{name}.csv")
-            listing.append({"name": name, "table": f"{name}.csv", "public_size": size})
+            self._write_table(agency, folder / f"{name}.parquet")
+            listing.append({"name": name, "table": f"{name}.parquet", "public_size": size})
         path = folder / "agencies.yaml"
         path.write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
         return path
 
     def _write_table(self, agency: int, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         x, y, part = self._everyone(agency)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*self._columns(), "sex", "outcome", "part"])
-            for row, (values, outcome, where) in enumerate(zip(x.tolist(), y.tolist(), part, strict=True)):
-                writer.writerow([*values, "fm"[row % 2], int(outcome), where])
+        sex = ["fm"[row % 2] for row in range(len(part))]
+        table = dict(zip(self._columns(), x.T, strict=True)) | {"sex": sex, "outcome": y, "part": part}
+        pq.write_table(pa.table(table), path)
 
     def _columns(self) -> list[str]:
         return [f"x{column}" for column in range(self.features)]
@@ -134,19 +134,16 @@ class Clock:
     A round is all of it: orders, training, ledgers, the average, the checkpoint on the disk.
     """
 
-    between: Any = None
-
-    def __post_init__(self) -> None:
-        self.seconds: list[float] = []
-        self.began = 0.0
+    between: Callable[[], object] = lambda: None
+    seconds: list[float] = field(default_factory=list)
+    began: float = 0.0
 
     def start(self, header: Mapping[str, Any]) -> None:
         self.began = time.perf_counter()
 
     def round(self, record: Mapping[str, Any]) -> None:
         self.seconds.append(time.perf_counter() - self.began)
-        if self.between is not None:
-            self.between()
+        self.between()
         self.began = time.perf_counter()
 
     def checkpoint(self, record: Mapping[str, Any]) -> None: ...
@@ -170,12 +167,48 @@ def run(study: Study, folder: Path, watchers: Sequence[Watcher]) -> dict[str, An
     return run_federation(grid, study.experiment, facts, folder, watchers)
 
 
-def bare_rounds(work: Work) -> Iterator[None]:
-    """Each `next` is one round without privacy, written out by hand and as short as PyTorch allows.
+@dataclass
+class Block:
+    """Seconds of rounds that took turns."""
 
-    The same number of steps as the private side, on shuffled batches of the same size from resident
-    tensors; then the average of the weights.
+    ours: list[float]
+    bare: list[float]
+    optimizer: list[float]
+
+
+class Turns:
+    """fedrisk and the bare loops on the same work, a round of each in turn."""
+
+    def __init__(self, work: Work, folder: Path) -> None:
+        self.work, self.folder = work, folder
+        self.agencies = work.write(folder / "data")
+        self.runs = itertools.count(1)
+
+    def block(self, rounds: int) -> Block:
+        """A run of `rounds` rounds with ledgers and checkpoints of its own."""
+        bare, optimizer = bare_rounds(self.work), bare_rounds(self.work, by_hand=False)
+        block = Block([], [], [])
+
+        def between() -> None:
+            for loop, seconds in ((bare, block.bare), (optimizer, block.optimizer)):
+                began = time.perf_counter()
+                next(loop)
+                seconds.append(time.perf_counter() - began)
+
+        clock = Clock(between, block.ours)
+        plan = study(self.agencies, self.work, rounds)
+        run(plan, self.folder / f"run-{next(self.runs)}", [clock])
+        return block
+
+
+def bare_rounds(work: Work, *, by_hand: bool = True) -> Iterator[None]:
+    """Each `next` is one round without privacy: as many steps as the private side takes, on shuffled batches of
+    the same size from resident tensors; then the average of the weights.
+
+    `by_hand` is as short as PyTorch allows: gradients, and one multiplication for each parameter. Otherwise
+    `backward` and torch.optim.SGD, as a person would write it.
     """
+    epoch = _epoch_by_hand if by_hand else _epoch_with_optimizer
     data = [resident(work, agency) for agency in range(work.agencies)]
     module = plain_module(work)
     parameters = list(module.parameters())
@@ -185,16 +218,31 @@ def bare_rounds(work: Work) -> Iterator[None]:
         for x, y in data:
             for p, value in zip(parameters, shared, strict=True):
                 p.data.copy_(value)
-            for batch in torch.randperm(len(x)).split(work.batch)[: work.steps]:
-                gradients = torch.autograd.grad(
-                    logistic_loss(module(x[batch]).squeeze(-1), y[batch]), parameters
-                )
-                for p, gradient in zip(parameters, gradients, strict=True):
-                    p.data.add_(gradient, alpha=-LEARNING_RATE)
+            batches = torch.split(torch.randperm(len(x)), work.batch)[: work.steps]
+            epoch(module, ((x[batch], y[batch]) for batch in batches))
             for sum_, p in zip(total, parameters, strict=True):
                 sum_.add_(p.data)
         shared = [value / work.agencies for value in total]
         yield
+
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _epoch_by_hand(module: torch.nn.Module, batches: Batches) -> None:
+    parameters = list(module.parameters())
+    for x, y in batches:
+        gradients = torch.autograd.grad(logistic_loss(module(x).squeeze(-1), y), parameters)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.data.add_(gradient, alpha=-LEARNING_RATE)
+
+
+def _epoch_with_optimizer(module: torch.nn.Module, batches: Batches) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    for x, y in batches:
+        optimizer.zero_grad()
+        torch.autograd.backward(logistic_loss(module(x).squeeze(-1), y))
+        optimizer.step()
 
 
 def resident(work: Work, agency: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +254,7 @@ def resident(work: Work, agency: int) -> tuple[torch.Tensor, torch.Tensor]:
 def plain_module(work: Work) -> torch.nn.Module:
     """Logistic regression or an MLP in plain PyTorch: (batch, features) -> (batch, 1)."""
     layers: list[torch.nn.Module] = []
-    for fan_in, fan_out in pairwise([work.features, *work.hidden]):
+    for fan_in, fan_out in itertools.pairwise([work.features, *work.hidden]):
         layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
     head = torch.nn.Linear([work.features, *work.hidden][-1], 1)
     return torch.nn.Sequential(*layers, head) if layers else head
@@ -214,7 +262,7 @@ def plain_module(work: Work) -> torch.nn.Module:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, mean and quartiles of `seconds`, and how many there are."""
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    low, _, high = statistics.quantiles([*seconds, *seconds], n=4)
     return {
         "median": statistics.median(seconds),
         "mean": statistics.fmean(seconds),
@@ -222,6 +270,3 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
         "high": high,
         "count": len(seconds),
     }
-
-
-__all__ = ["Clock", "Work", "bare_rounds", "run", "spread", "study"]

@@ -4,10 +4,12 @@ Everything in it is public, agreed, or came out of noised tables. ε is computed
 were sent: a reply that got lost was charged at the agency all the same.
 """
 
+import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from federation.experiment import Experiment
-from federation.privacy import Release, epsilon, epsilon_at_several, epsilon_by_kind
+from federation.privacy import Release, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
 from federation.server.checkpoint import Checkpoint
 from models import risk
@@ -26,6 +28,8 @@ from models.scores import ScoreTable
 
 Orders = Mapping[str, Mapping[str, int]]
 SOURCES = ("models", "federation", "clients")
+
+_epsilon_by_kind = functools.lru_cache(maxsize=1024)(epsilon_by_kind)  # most agencies are asked as often
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,9 @@ def agency_epsilon(plan: TrainPlan, counts: Mapping[str, int]) -> dict[str, floa
     """ε of one agency by kind and in total; None where there is no privacy."""
     if plan.privacy.mechanism == "none":
         return {"train": None, "evaluate": None, "total": None}
-    return dict(epsilon_by_kind(releases_of(plan, counts), plan.privacy.delta))
+    steps = Counter(releases_of(plan, counts))
+    merged = tuple(replace(release, steps=release.steps * times) for release, times in steps.items())
+    return dict(_epsilon_by_kind(merged, plan.privacy.delta))
 
 
 def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orders: Orders) -> dict[str, Any]:
