@@ -283,11 +283,12 @@ def log_to_file(folder: Path) -> None:
 
 
 def _close(console: Any, result: dict[str, Any], folder: Path, uri: str) -> None:
-    from experiments.screen import reference_table
+    from experiments.screen import privacy_line, reference_table
 
     if result["reference"] is not None:
         console.print(reference_table(result["reference"]["rows"], "What federation and privacy cost"))
         console.print(result["reference"]["note"], highlight=False)
+    console.print(f"privacy {privacy_line(result['privacy'])}", highlight=False, soft_wrap=True)
     console.print(f"result  {folder}/result.json\nreport  {folder}/report.html", highlight=False)
     if uri != "none":
         console.print(f"MLflow  mlflow ui --backend-store-uri {uri}", highlight=False)

@@ -81,6 +81,18 @@ def epsilon_text(value: float | None) -> str:
     return "no privacy" if value is None else f"{value:.2f}"
 
 
+def privacy_line(privacy: Mapping[str, Any]) -> str:
+    """The guarantee with its unit, adjacency, δ and accountant next to it."""
+    if privacy["epsilon_busiest"] is None:
+        return "[red]none: noise was off; nothing here is private[/]"
+    several = privacy["epsilon_at_several_agencies"]
+    others = "".join(f", {several[m]:.2f} if known to {m} agencies" for m in ("2", "3") if several.get(m))
+    return (
+        f"ε = {privacy['epsilon_busiest']:.2f} at most for one {privacy['unit']}{others} "
+        f"({privacy['adjacency']}, δ = {privacy['delta']:g}, {privacy['accountant']}, {privacy['ledger']})"
+    )
+
+
 def reference_table(rows: list[Mapping[str, Any]], title: str) -> Table:
     """Pooled, federated, private federated and each agency alone, side by side."""
     table = Table(title=title, title_justify="left", title_style="bold")
