@@ -6,10 +6,12 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from experiments.config import Study, compose, read
 
 torch.set_num_threads(1)
+
+# absl (under dp-accounting) closes the stream that it first saw as stderr when Hydra sets up logging: under
+# pytest that would be pytest's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CONTRACT: dict[str, Any] = {
     "name": "small",

@@ -1,24 +1,15 @@
-"""What a person waits for: `fedrisk run` until its first finished round, and what tracking adds to a run."""
+"""What a person waits for: `fedrisk run`, from the start of the process to its first finished round."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
-from experiments import engines
-from experiments.benchmarks.work import Work, study
-from experiments.run import log_to_file
-from federation.server.app import Job
-from federation.server.result import RunFacts
-from federation.server.tracking import Tracker, open_tracker
+from experiments.engines import FLOWER_ENV
 
 PATIENCE = 300.0  # seconds
 LIBRARIES = "import torch, opacus, flwr.serverapp, flwr.clientapp, dp_accounting, pyarrow"
@@ -48,7 +39,7 @@ def first_round(output: Path) -> float:
     arguments = ["run", "experiment=demo", f"output={output}", f"tracking.uri={uri}", "--quiet"]
     began = time.perf_counter()
     run = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *arguments], stdout=subprocess.DEVNULL, env=_one_thread()
+        [sys.executable, "-m", "experiments.cli", *arguments], stdout=subprocess.DEVNULL, env=one_thread()
     )
     try:
         while time.perf_counter() - began < PATIENCE and run.poll() is None:
@@ -65,9 +56,10 @@ def first_round(output: Path) -> float:
 def importing() -> float:
     """Seconds of a process that imports the libraries of a round."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, env=_one_thread())
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, env=one_thread())
     return time.perf_counter() - began
 
 
-def _one_thread() -> dict[str, str]:
-    return {**os.environ, **engines.FLOWER_ENV, "OMP_NUM_THREADS": "1"}
+def one_thread() -> dict[str, str]:
+    """The environment of a process that is timed."""
+    return {**os.environ, **FLOWER_ENV, "OMP_NUM_THREADS": "1"}

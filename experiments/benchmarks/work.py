@@ -154,16 +154,21 @@ def study(agencies: Path, work: Work, rounds: int, *more: str) -> Study:
     return read(compose([*work.overrides(agencies, rounds), "tracking=none", *more]))
 
 
-def run(study: Study, folder: Path, watchers: Sequence[Watcher]) -> dict[str, Any]:
-    """`study` on the local engine in `folder`, which is new: ledgers and checkpoints on its disk."""
-    folder.mkdir(parents=True)
-    settings = study.experiment.settings
+def local_grid(study: Study, folder: Path) -> tuple[engines.LocalGrid, RunFacts]:
+    """The local engine over node folders under `folder`: ledgers on its disk, log lines in its files."""
+    experiment = study.experiment
     nodes = engines.make_node_folders(
-        study.agencies, study.experiment.contract, folder / "nodes", seed=settings.seed, min_people=1
+        study.agencies, experiment.contract, folder / "nodes", seed=experiment.settings.seed, min_people=1
     )
-    facts = RunFacts(folder.name, "local", simulation=True)
     log_to_file(folder)
     grid = engines.LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    return grid, RunFacts(folder.name, "local", simulation=True)
+
+
+def run(study: Study, folder: Path, watchers: Sequence[Watcher]) -> dict[str, Any]:
+    """`study` on the local engine in `folder`, which is new."""
+    folder.mkdir(parents=True)
+    grid, facts = local_grid(study, folder)
     return run_federation(grid, study.experiment, facts, folder, watchers)
 
 
