@@ -107,7 +107,9 @@ def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update(FLOWER_ENV | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})  # else Ray warns of CPU-only work
+    os.environ.update(
+        FLOWER_ENV | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    )  # else Ray warns of CPU-only work
     try:
         import ray  # noqa: F401
         from flwr.simulation import run_simulation

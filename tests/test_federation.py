@@ -187,7 +187,9 @@ def test_ray_gives_the_same_weights_as_local(folder: Path) -> None:
     """In processes of their own: Ray leaves things open that would be warnings here."""
     weights = []
     for engine in ("local", "ray"):
-        command = fedrisk(folder, "run", f"engine={engine}", "privacy.sample_rate=0.5", "rounds=2", f"name={engine}")
+        command = fedrisk(
+            folder, "run", f"engine={engine}", "privacy.sample_rate=0.5", "rounds=2", f"name={engine}"
+        )
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
         (home,) = folder.glob(f"outputs/{engine}-*")

@@ -12,7 +12,6 @@ from typing import Any
 
 from experiments.benchmarks.startup import one_thread
 from experiments.benchmarks.work import Work
-from federation.server import tracking
 from federation.server.tracking import Tracker
 
 
@@ -78,9 +77,9 @@ def measure(work: Work, folder: Path, *, rounds: int = 50, repeats: int = 3) -> 
 
 def main(found: Path, arguments: Sequence[str]) -> None:
     """`fedrisk` with `arguments`; writes how long it waited in its tracker to `found`."""
-    from experiments import cli
+    from experiments import cli, run
 
-    open_tracker, timed = tracking.open_tracker, []
+    open_tracker, timed = run.open_tracker, []
 
     def opened(*args: Any, **kwargs: Any) -> Timed:
         began = time.perf_counter()
@@ -89,7 +88,7 @@ def main(found: Path, arguments: Sequence[str]) -> None:
         timed.append(tracker)
         return tracker
 
-    tracking.open_tracker = opened
+    run.open_tracker = opened
     sys.argv = ["fedrisk", *arguments]
     try:
         cli.main()
