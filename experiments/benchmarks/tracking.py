@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.benchmarks.startup import one_thread
 from experiments.benchmarks.work import Work
+from federation.server import tracking
 from federation.server.tracking import Tracker
 
 
@@ -79,16 +80,16 @@ def main(found: Path, arguments: Sequence[str]) -> None:
     """`fedrisk` with `arguments`; writes how long it waited in its tracker to `found`."""
     from experiments import cli, run
 
-    open_tracker, timed = run.open_tracker, []
+    timed: list[Timed] = []
 
     def opened(*args: Any, **kwargs: Any) -> Timed:
         began = time.perf_counter()
-        tracker = Timed(open_tracker(*args, **kwargs))
+        tracker = Timed(tracking.open_tracker(*args, **kwargs))
         tracker.seconds["open"] = time.perf_counter() - began
         timed.append(tracker)
         return tracker
 
-    run.open_tracker = opened
+    vars(run)["open_tracker"] = opened
     sys.argv = ["fedrisk", *arguments]
     try:
         cli.main()
