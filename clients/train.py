@@ -30,7 +30,6 @@ from torch.linalg import vector_norm
 from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
 from torch.nn.functional import linear
 
-from federation.privacy import Release
 from federation.protocol import LocalPlan, PrivacyPlan
 from models.risk import Stack
 
@@ -81,17 +80,6 @@ def dp_fit(
         weights.grad = clipped_sum(x.index_select(0, batch), y.index_select(0, batch), rows)
         optimizer.step()
     return _finish(module, start, weights.data)
-
-
-def train_release(privacy: PrivacyPlan, local: LocalPlan) -> Release:
-    """What one call of `dp_fit` costs a person of the train part."""
-    return Release(
-        kind="train",
-        part="train",
-        noise_multiplier=privacy.noise_multiplier,
-        sample_rate=privacy.sample_rate,
-        steps=local.steps,
-    )
 
 
 def clipped_sum(
@@ -159,7 +147,10 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
     Two methods differ from Opacus: `add_noise`, because Opacus can only draw from a torch.Generator,
     which the operating system cannot feed; and `accumulate`, which need not copy: a step is one batch.
+    `params` is the same list that Opacus collects anew three times a step.
     """
+
+    params: list[Any]
 
     def __init__(
         self, weights: nn.Parameter, noise: Noise, privacy: PrivacyPlan, lr: float, expected_batch: float

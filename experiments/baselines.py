@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clients.data import PART_NAMES, Part, PartName, load
-from experiments.datasets import Agency
+from experiments.agencies import Agency
 from federation.experiment import Experiment
 from federation.protocol import Weights
 

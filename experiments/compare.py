@@ -18,9 +18,9 @@ import numpy as np
 
 from clients.data import Part, PartName
 from experiments import baselines
+from experiments.agencies import Agency
 from experiments.baselines import People, Score
 from experiments.config import Data, Study, compose, read
-from experiments.datasets import Agency
 from federation.experiment import Experiment, SettingsError
 from federation.protocol import Weights
 from federation.server.rounds import RunError
@@ -273,7 +273,7 @@ def open_bench(
 ) -> Iterator[Bench]:
     """A bench in a folder of its own under `folder`, removed at the end.
 
-    `DataError` (experiments.datasets) where a table does not fit the contract.
+    `DataError` (experiments.agencies) where a table does not fit the contract.
     """
     from clients.node import open_node
     from experiments.engines import make_node_folders

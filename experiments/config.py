@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
-from experiments.datasets import Agency, prepare, read_agencies
+from experiments.agencies import Agency, read_agencies
+from experiments.datasets import prepare
 from federation.experiment import Experiment, Model, Settings, SettingsError, checked
 from federation.protocol import Agreed, Participant, sentences
 from models.contract import Contract, ContractError

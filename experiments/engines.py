@@ -24,7 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
 
-from experiments.datasets import Agency
+from experiments.agencies import Agency
 from federation.experiment import Experiment, SettingsError
 from federation.server.app import Job, run_job
 from federation.server.result import software_version

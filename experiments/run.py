@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from experiments.agencies import Agency, DataError
 from experiments.config import CONF, Data, Study, agencies_of, check_settings, compose, read
-from experiments.datasets import Agency, DataError
 from federation.experiment import Experiment, Settings, SettingsError, checked
 from federation.server.checkpoint import CheckpointError
 from federation.server.rounds import RunError

@@ -313,9 +313,7 @@ def read_reply(message: Message) -> Ready | RoundReply | Refusal:
 
 def as_strategy_reply(message: Message, weights: Weights, public_weight: float) -> Message:
     """`message` as Flower's strategies want it: arrays, and the agreed weight in place of a row count."""
-    arrays = ArrayRecord()  # filled by hand, for its constructor would copy what it is given
-    for name, value in weights.items():
-        arrays[name] = _Here(value)
+    arrays = _record({name: _Here(value) for name, value in weights.items()})
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"weight": public_weight})})
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
 
@@ -344,7 +342,15 @@ def read_weights(record: ArrayRecord) -> Weights:
 
 
 def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord({name: _pack_array(value) for name, value in arrays.items()})
+    return _record({name: _pack_array(value) for name, value in arrays.items()})
+
+
+def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of `arrays`. Flower's constructor would copy each of them."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def _pack_array(value: np.ndarray) -> Array:

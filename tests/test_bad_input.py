@@ -35,7 +35,7 @@ CORRECT = ": correct north.csv or the contract, or leave north out of agencies.y
 Rows = list[dict[str, Any]]
 
 
-def rows(n: int = 300, **changes: Callable[[int], object]) -> Rows:
+def rows(n: int = 300, /, **changes: Callable[[int], object]) -> Rows:
     """North's rows with canaries for ids and one in a column that nobody asked for."""
     found = people(0, n)
     for i, row in enumerate(found):
@@ -400,7 +400,7 @@ def full_at(round_number: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(descriptor)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr("federation.server.checkpoint.os.fsync", fsync)
 
 
 def home_of(folder: Path) -> Path:

@@ -9,9 +9,9 @@ from conftest import MakeStudy
 
 from clients.data import Part
 from experiments import baselines
+from experiments.agencies import read_agencies
 from experiments.compare import Bench, open_bench, without_privacy
 from experiments.config import Study
-from experiments.datasets import read_agencies
 
 
 def only(study: Study, folder: Path, *names: str) -> Path:

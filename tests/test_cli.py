@@ -102,6 +102,15 @@ def test_a_sweep_with_one_impossible_value_starts_no_run(folder: Path) -> None:
     assert not (folder / "outputs").exists()
 
 
+def test_a_sweep_whose_tables_do_not_fit_stops_at_its_first_run(folder: Path) -> None:
+    write_table(folder / "north.csv", people(0, 20), ("visits",))
+    done = fedrisk(*small_run(folder), "--multirun", "seed=0,1")
+    assert done.code == 1
+    (problem,) = done.problems
+    assert problem.startswith("north: the table has fewer people than the 50 that are required")
+    assert [path.name for path in (folder / "outputs").iterdir()] == ["sweeps"]
+
+
 def test_a_sweep_is_checked_value_by_value() -> None:
     jobs = list(jobs_of(["a=1,2,3", "b=x", "c=4,5"]))
     assert jobs == [

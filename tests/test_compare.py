@@ -10,9 +10,10 @@ from conftest import MakeStudy
 
 from clients.data import Part
 from experiments import compare
+from experiments.agencies import DataError
 from experiments.benchmarks import utility
 from experiments.compare import Entry, exact_auc, mean_sd, summary
-from experiments.datasets import DataError, read_sources
+from experiments.datasets import read_sources
 from experiments.run import run_study
 from federation.experiment import SettingsError
 from federation.server.rounds import RunError

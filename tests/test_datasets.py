@@ -17,16 +17,8 @@ import pytest
 import yaml
 
 from experiments import datasets
-from experiments.datasets import (
-    CHOICES,
-    CONTRACTS,
-    SOURCES,
-    Agency,
-    DataError,
-    Source,
-    prepare,
-    read_agencies,
-)
+from experiments.agencies import Agency, DataError, read_agencies
+from experiments.datasets import CHOICES, CONTRACTS, SOURCES, Source, prepare
 from models.contract import Contract, validate
 
 IDENTIFIERS = ("name", "first", "last", "dob", "id", "c_case_number", "r_case_number", "vr_case_number")

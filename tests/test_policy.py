@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 import yaml
 from conftest import CONTRACT, MakeStudy, people, write_table
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from clients.app import make_app, node_from_config
 from clients.node import NodeError, open_node
@@ -177,8 +177,7 @@ def test_an_order_that_does_not_decode_is_refused_with_its_reason(
 
     def order(node: int) -> Message:
         message = protocol.pack_ready_order(plan, node)
-        content = message.content["fedrisk"]
-        content["json"] = json.dumps({"plan": wrong})
+        message.content["fedrisk"] = ConfigRecord({"json": json.dumps({"plan": wrong})})
         return message
 
     assert ask(folder, order) == Refusal("north", reason)

@@ -146,3 +146,19 @@ def test_the_plan_says_what_it_may_take(plan: TrainPlan) -> None:
     kinds = [release.kind for release in plan.releases()]
     assert kinds.count("train") == plan.rounds
     assert kinds.count("evaluate") == len(plan.checkpoints) + 1
+
+
+def test_a_release_says_what_is_drawn(plan: TrainPlan) -> None:
+    """The ledger's event has the numbers that `clients.train.dp_fit` is given, and one step each."""
+    drawn = plan.train_release()
+    assert (drawn.noise_multiplier, drawn.sample_rate) == (
+        plan.privacy.noise_multiplier,
+        plan.privacy.sample_rate,
+    )
+    assert (drawn.steps, drawn.part) == (plan.local.steps, "train")
+    tune, test = plan.table_release("tune"), plan.table_release("test")
+    assert (tune.noise_multiplier, test.noise_multiplier) == (
+        plan.privacy.tune_sigma,
+        plan.privacy.test_sigma,
+    )
+    assert (tune.part, test.part, tune.sample_rate, tune.steps) == ("tune", "test", 1.0, 1)

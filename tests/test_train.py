@@ -20,9 +20,7 @@ from clients.train import (
     os_sampling,
     simulated_noise,
     simulated_sampling,
-    train_release,
 )
-from federation.privacy import Release
 from federation.protocol import LocalPlan, PrivacyPlan
 from models.risk import Block, ModelSpec, Stack, build, weights_of
 
@@ -598,14 +596,6 @@ def test_weights_that_are_no_longer_finite_are_refused_and_the_module_keeps_the_
     with pytest.raises(ValueError, match=r"lower local\.learning_rate"):
         fit(module, people(20, 1), no_privacy(), steps=200, learning_rate=1e9, weight_decay=1.0)
     np.testing.assert_array_equal(flat(weights_of(module)), before)
-
-
-def test_a_release_says_what_was_drawn():
-    plan, local = privacy(noise_multiplier=1.3, sample_rate=0.2), LocalPlan(steps=7, learning_rate=0.1)
-    assert train_release(plan, local) == Release(
-        kind="train", part="train", noise_multiplier=1.3, sample_rate=0.2, steps=7
-    )
-    assert train_release(no_privacy(), local).noise_multiplier == 0
 
 
 def test_it_learns():

@@ -217,7 +217,7 @@ def replies_of(study: Study, folder: Path, n: int) -> list[tuple[str, bytes]]:
 
 
 def small(message: Message) -> str:
-    return str(message.content["fedrisk"]["json"])  # type: ignore[index]
+    return str(message.content["fedrisk"]["json"])
 
 
 def test_no_count_leaves_and_a_reply_has_the_same_size_for_any_number_of_people(

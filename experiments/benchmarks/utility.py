@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from clients.data import PartName
+from experiments.agencies import DataError
 from experiments.compare import summary, trial
 from experiments.config import compose, read
-from experiments.datasets import DataError
 from experiments.run import log_to_file
 
 MEASURES = ("auc", "brier", "worst_gap", "accuracy", "agency_accuracy")
