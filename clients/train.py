@@ -18,7 +18,7 @@ Opacus' optimizer takes s, adds the noise, divides and steps.
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -74,11 +74,12 @@ def dp_fit(
     clipped_sum = _summer(module, weights.data, privacy.max_grad_norm)
     optimizer = _Optimizer(weights, noise, privacy, local.learning_rate, expected_batch)
     optimizer.attach_step_hook(_after_noise(weights, start, local, _flat_mask(module, free)))
-    for size in sampling.binomial(len(x), privacy.sample_rate, size=local.steps):
-        batch = torch.from_numpy(sampling.choice(len(x), size, replace=False, shuffle=False))
-        rows = None if present is None else present.index_select(0, batch)
-        weights.grad = clipped_sum(x.index_select(0, batch), y.index_select(0, batch), rows)
-        optimizer.step()
+    with torch.inference_mode(_linear_layers(module) is not None):  # book-keeping needs no autograd
+        for size in sampling.binomial(len(x), privacy.sample_rate, size=local.steps):
+            batch = torch.from_numpy(sampling.choice(len(x), size, replace=False, shuffle=False))
+            rows = None if present is None else present.index_select(0, batch)
+            weights.grad = clipped_sum(x.index_select(0, batch), y.index_select(0, batch), rows)
+            optimizer.step()
     return _finish(module, start, weights.data)
 
 
@@ -150,13 +151,14 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     `params` is the same list that Opacus collects anew three times a step.
     """
 
-    params: list[Any]
+    params: Sequence[Any] = ()
 
     def __init__(
         self, weights: nn.Parameter, noise: Noise, privacy: PrivacyPlan, lr: float, expected_batch: float
     ) -> None:
         if not 0 < expected_batch < math.inf:
             raise ValueError(f"expected_batch must be above 0 and finite, got {expected_batch}")
+        self.params = [weights]
         super().__init__(
             _Descent(weights, lr),
             noise_multiplier=privacy.noise_multiplier if privacy.mechanism == "gaussian" else 0.0,

@@ -85,8 +85,8 @@ def run_study(study: Study, *, quiet: bool = False) -> dict[str, Any]:
     if settings.engine.name == "superlink":
         raise SettingsError("engine=superlink runs on a deployed federation: use `fedrisk submit SUPERLINK`")
     folder = Path(settings.output) / new_run_id(settings.name)
+    folder.mkdir(parents=True)
     try:
-        folder.mkdir(parents=True)
         (folder / "experiment.json").write_text(study.experiment.canonical)
         (folder / "data.json").write_text(study.data.canonical)
         nodes, tracker = prepare(study.experiment, study.data, study.agencies, folder)

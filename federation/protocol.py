@@ -198,6 +198,11 @@ class RoundOrder:
         """Names the draw in the ledger."""
         return f"{self.plan.run_id}/{self.round}"
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What it asks for: the parts to evaluate, and `train`."""
+        return (*self.evaluate, "train") if self.train else self.evaluate
+
     @functools.cached_property
     def packed(self) -> RecordDict:
         """The order as Flower sends it, packed once: it says the same to every agency. To be read only."""

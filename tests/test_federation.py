@@ -93,6 +93,42 @@ def test_a_run_that_was_stopped_resumes_to_the_same_weights(
     assert [record["round"] for record in resumed["rounds"]] == [1, 2, 3, 4]
 
 
+class DiesAfterSending(engines.LocalGrid):
+    """A coordinator that dies when the agencies have done the order of round `dies_at`, and charged it."""
+
+    dies_at = "3"
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        found = super().pull_messages(message_ids)
+        if found and found[0].metadata.group_id == self.dies_at:
+            raise KeyboardInterrupt
+        return found
+
+
+class DiesAtTheEnd(DiesAfterSending):
+    dies_at = "5"
+
+
+@pytest.mark.parametrize("dies", [DiesAfterSending, DiesAtTheEnd, Stops])
+def test_a_round_that_was_lost_was_charged_and_the_result_says_so(
+    make_study: MakeStudy, tmp_path: Path, dies: type[engines.LocalGrid]
+) -> None:
+    """ε of the result is the ledger's, or more where an order was noted and never arrived; never less."""
+    study = make_study()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            federate(study, tmp_path, dies)
+    result = federate(study, tmp_path)
+    for name in ("north", "clinic", "south"):
+        with Ledger(tmp_path / "nodes" / name / "ledger.db", budget=None, scope="this run alone") as ledger:
+            spent = ledger.epsilon(1e-5)
+        said = result["agencies"][name]["epsilon"]["total"]
+        assert said > 3.0 or dies is DiesAtTheEnd
+        assert said >= spent - 1e-9
+        if dies is not Stops:
+            assert said == pytest.approx(spent)
+
+
 def test_every_release_is_in_the_agencys_ledger_and_epsilon_is_composed_over_rounds(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:

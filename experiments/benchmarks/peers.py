@@ -87,7 +87,7 @@ def private_epoch(work: Work, people: TensorDataset, message: Message, *, epsilo
     """Opacus as its tutorials and Flower's example use it."""
     from opacus import PrivacyEngine
 
-    warnings.filterwarnings("ignore", module=r"(opacus|torch)\.")
+    warnings.simplefilter("ignore", UserWarning)  # Opacus about its own defaults
     torch.set_num_threads(1)
     module = plain_module(work)
     module.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())

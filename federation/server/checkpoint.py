@@ -9,7 +9,7 @@ grow with the rounds before it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,36 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
             f"space there or permit it, then resume the run; the rounds before it are kept"
         ) from None
     return path
+
+
+def note_order(number: int, kinds: Sequence[str], agencies: Sequence[str], folder: Path) -> None:
+    """Write durably, before it is sent, what round `number` asks of whom: agencies charge it even if we die."""
+    line = json.dumps({"round": number, "kinds": list(kinds), "agencies": list(agencies)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "orders.jsonl").open("a") as file:
+            file.write(f"\n{line}\n")  # whatever a crash left unfinished above stays on a line of its own
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(
+            f"the order of round {number} cannot be noted in {folder} ({error.strerror}), so it was not sent: free "
+            f"space there or permit it, then resume the run; the rounds before it are kept"
+        ) from None
+
+
+def orders_after(number: int, folder: Path) -> list[tuple[list[str], list[str]]]:
+    """(kinds, agencies) of the noted orders of rounds after `number`: sent, and in no checkpoint."""
+    path = folder / "orders.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            noted = json.loads(line)
+        except ValueError:
+            continue  # half a line: its order was never sent
+        if noted["round"] > number:
+            found.append((noted["kinds"], noted["agencies"]))
+    return found
 
 
 def read_last(folder: Path) -> Checkpoint | None:

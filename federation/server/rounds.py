@@ -6,7 +6,7 @@ from its last whole round to the same weights.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ def run_federation(
     plan = experiment.plan(facts.run_id, simulation=facts.simulation)
     federation = meet(grid, experiment, plan)
     strategy = strategies.build(settings.strategy)
-    state = _first_state(experiment, folder)
+    state = _with_lost_orders(_first_state(experiment, folder), folder)
     strategies.restore(strategy, list(state.weights), state.optimiser)
     held = held_masks(experiment)
     for watcher in watchers:
@@ -91,7 +91,7 @@ def run_federation(
         order = RoundOrder(
             plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
         )
-        got = ask(grid, experiment, federation, order)
+        got = _note_and_ask(grid, experiment, federation, order, folder)
         updates = _updates(held, plan, got)
         enough = len(updates) >= settings.min_agencies
         void = 0 if enough else void + 1
@@ -103,7 +103,7 @@ def run_federation(
             raise RunError(_too_few(experiment, federation, f"round {number}"))
     order = RoundOrder(plan, plan.rounds + 1, state.weights, False, _last_parts(plan))
     started = clock()
-    got = ask(grid, experiment, federation, order)
+    got = _note_and_ask(grid, experiment, federation, order, folder)
     state = _after(state, experiment, federation, strategy, order, state.weights, got, clock() - started)
     _tell(watchers, state, order)
     return build_result(experiment, plan, facts, federation.status, state)
@@ -280,17 +280,11 @@ def _after(
     measured = order.round - 1
     for name, (_, reply) in got.replies.items():
         tables |= {f"{part}/{measured}/{name}": table for part, table in reply.tables.items()}
-    orders = {name: dict(counts) for name, counts in state.history["orders"].items()}
-    for name in [
-        *got.replies,
-        *got.late,
-        *got.rejected,
-        *(n for n, r in got.refused.items() if r == "UNAVAILABLE"),
-    ]:
-        counts = orders.setdefault(name, {"train": 0, "tune": 0, "test": 0, "rounds": 0})
-        for kind in [*order.evaluate, *(["train"] if order.train else [])]:
-            counts[kind] += 1
-        counts["rounds"] += int(order.train and name in got.replies)
+    perhaps_charged = [name for name, reason in got.refused.items() if reason == "UNAVAILABLE"]
+    names = [*got.replies, *got.late, *got.rejected, *perhaps_charged]
+    orders = _counted(state.history["orders"], order.kinds, names)
+    for name in got.replies:
+        orders[name]["rounds"] += int(order.train)
     record = {
         "round": order.round,
         "seconds": seconds,
@@ -308,6 +302,33 @@ def _after(
         history["checkpoints"].append(checkpoint_record(experiment, plan, part, measured, tables, orders))
     optimiser = strategies.state(strategy, list(weights))
     return Checkpoint(order.round, experiment.sha256, weights, optimiser, tables, history)
+
+
+def _note_and_ask(
+    grid: Grid, experiment: Experiment, federation: Federation, order: RoundOrder, folder: Path
+) -> Round:
+    checkpoints.note_order(order.round, order.kinds, list(federation.nodes), folder / "checkpoints")
+    return ask(grid, experiment, federation, order)
+
+
+def _with_lost_orders(state: Checkpoint, folder: Path) -> Checkpoint:
+    """`state` with the orders that were sent after it and whose round was lost: they were charged all the same."""
+    orders = state.history["orders"]
+    for kinds, names in checkpoints.orders_after(state.round, folder / "checkpoints"):
+        orders = _counted(orders, kinds, names)
+    return replace(state, history={**state.history, "orders": orders})
+
+
+def _counted(
+    orders: Mapping[str, Mapping[str, int]], kinds: Iterable[str], names: Iterable[str]
+) -> dict[str, dict[str, int]]:
+    """`orders` with one more release of each of `kinds` at each of `names`."""
+    counted = {name: dict(counts) for name, counts in orders.items()}
+    for name in names:
+        counts = counted.setdefault(name, {"train": 0, "tune": 0, "test": 0, "rounds": 0})
+        for kind in kinds:
+            counts[kind] += 1
+    return counted
 
 
 def _last_parts(plan: TrainPlan) -> tuple[protocol.Part, ...]:

@@ -1,0 +1,153 @@
+"""A tiny run of every piece of `make bench`, and that all sides do the same work. Nothing here asserts a time."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+
+import experiments.benchmarks.__main__ as bench
+from clients.node import open_node
+from experiments import run as run_module
+from experiments.benchmarks import peers, rounds, scaling, startup, tracking, work
+from experiments.benchmarks.work import Work, local_grid, plain_module, resident, study
+from experiments.engines import LocalGrid
+from federation.server.tracking import NoTracker
+
+TINY = Work(agencies=2, people=128, features=3, batch=64)
+
+
+def tiny_round(folder: Path) -> dict[str, Any]:
+    return rounds.measure(TINY, folder, rounds=2, blocks=1, flower=0, pfl_python=None)
+
+
+def test_an_epoch_is_as_many_batches_as_fill_the_people() -> None:
+    assert (Work().steps, Work().sample_rate) == (31, 0.032)
+    assert (TINY.steps, TINY.sample_rate) == (2, 0.5)
+
+
+def test_fedrisk_trains_on_the_people_that_the_bare_loop_has(tmp_path: Path) -> None:
+    plan = study(TINY.write(tmp_path / "data"), TINY, 4)
+    local_grid(plan, tmp_path)
+    for agency in range(TINY.agencies):
+        node = open_node(tmp_path / "nodes" / f"agency-{agency:03d}")
+        x, y, present, _ = node._dataset(work.TUNE, work.TEST).part("train")
+        theirs = resident(TINY, agency)
+        np.testing.assert_array_equal(x, theirs[0])
+        np.testing.assert_array_equal(y, theirs[1])
+        assert present is None
+    local = plan.experiment.plan("run", simulation=True)
+    assert local.privacy.sample_rate * local.participants[0].public_size * local.train_fraction == TINY.batch
+
+
+def test_the_bare_loop_by_hand_takes_the_steps_of_the_one_with_an_optimizer() -> None:
+    x, y = resident(TINY, 0)
+    batches = [(x[:64], y[:64]), (x[64:], y[64:])]
+    by_hand, with_optimizer = plain_module(TINY), plain_module(TINY)
+    with_optimizer.load_state_dict(by_hand.state_dict())
+    work._epoch_by_hand(by_hand, batches)
+    work._epoch_with_optimizer(with_optimizer, batches)
+    for one, other in zip(by_hand.parameters(), with_optimizer.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_round_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
+    found = tiny_round(tmp_path)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == [rounds.BARE, rounds.OPTIMIZER, rounds.OURS]
+    assert all(row["count"] == 2 and row["low"] <= row["median"] <= row["high"] for row in rows.values())
+    assert rows[rounds.BARE]["ratio"] == 1
+    assert found["missing"] == {rounds.PFL: "not installed"}
+    (target,) = found["targets"]
+    assert target["value"] == rows[rounds.OURS]["median"] / rows[rounds.BARE]["median"]
+
+
+@pytest.mark.parametrize("epsilon", [True, False])
+def test_the_plain_flower_client_trains_with_opacus(epsilon: bool) -> None:
+    app = peers.plain_client(TINY, epsilon=epsilon)
+    grid = LocalGrid(app, [{"partition-id": agency} for agency in range(TINY.agencies)])
+    seconds: list[float] = []
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    peers.plain_server(TINY, 2, seconds)(grid, context)
+    assert len(seconds) == 2
+
+
+def test_a_client_that_fails_stops_the_plain_server() -> None:
+    app = peers.plain_client(TINY, epsilon=False)
+    grid = LocalGrid(app, [{"partition-id": "none"}] * TINY.agencies)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(ValueError, match="invalid literal"):
+        peers.plain_server(TINY, 1, [])(grid, context)
+
+
+def test_a_python_without_pfl_says_so() -> None:
+    found = peers.pfl_rounds(TINY, 1, "/bin/false")
+    assert found == "failed: no reason given"
+
+
+def test_scaling_compares_an_agency_round_at_two_sizes(tmp_path: Path) -> None:
+    found = scaling.measure(TINY, tmp_path, few=1, many=2, rounds=1, blocks=1)
+    few, many = found["rows"]
+    assert (few["agencies"], many["agencies"], few["count"]) == (1, 2, 1)
+    assert found["targets"][0]["value"] == many["median"] / few["median"]
+
+
+def test_a_run_that_ends_before_its_first_round_is_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="no round was finished"):
+        startup.first_round(tmp_path)
+
+
+def test_the_time_that_a_run_waits_in_its_tracker_is_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "open_tracker", run_module.open_tracker)  # it is put back afterwards
+    overrides = TINY.overrides(TINY.write(tmp_path / "data"), 2)
+    arguments = [
+        "run",
+        *overrides,
+        "evaluation.checkpoints=1",
+        "tracking=none",
+        f"output={tmp_path}",
+        "--quiet",
+    ]
+    with pytest.raises(SystemExit, match="0"):
+        tracking.main(tmp_path / "seconds.json", arguments)
+    inside = json.loads((tmp_path / "seconds.json").read_text())
+    assert set(inside) == {"open", "start", "round", "checkpoint", "finish"}
+    timed = tracking.Timed(NoTracker())
+    timed.round({})
+    once = timed.seconds["round"]
+    timed.round({})
+    assert timed.seconds["round"] > once > 0
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: Mapping[str, Any] = {**bench.LINES, "round": lambda options, folder: tiny_round(folder)}
+    monkeypatch.setattr(bench, "LINES", lines)
+    bench.main(["--out", str(tmp_path), "--only", "round"])
+    shown = capsys.readouterr().out
+    assert re.search(r"fedrisk, local engine.*\d ms .*\d x", shown)
+    assert re.search(r"(met|MISSED) +at most 3 bare loops: \d", shown)
+    assert re.search(r"pfl.*not installed", shown)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert set(written) == {"machine", "round"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--only", "rounds"])
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"), [({"most": 2.0}, True), ({"most": 0.5}, False), ({"least": 2.0}, False)]
+)
+def test_a_target_is_met_within_its_bound(bound: dict[str, float], expected: bool) -> None:
+    assert bench.met({"value": 1.0, **bound}) is expected
