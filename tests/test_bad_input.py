@@ -21,6 +21,7 @@ from flwr.app import Message
 from safetensors.numpy import load_file
 
 from clients.app import make_app, node_from_config
+from clients.ledger import Ledger
 from experiments import engines
 from experiments.config import Study
 from federation import protocol
@@ -390,13 +391,13 @@ def test_an_unreachable_tracker_is_one_sentence_before_any_agency_is_asked(
 # --- a full disk --------------------------------------------------------------------------------------
 
 
-def full_at(round_number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the checkpoint of that round on, the disk is full."""
+def full_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the server's write of that number on, the disk is full; each round writes an order and a checkpoint."""
     whole = os.fsync
     calls = iter(range(1, 1000))
 
     def fsync(descriptor: int) -> None:
-        if next(calls) >= round_number:
+        if next(calls) >= write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(descriptor)
 
@@ -408,13 +409,28 @@ def home_of(folder: Path) -> Path:
     return home
 
 
+def test_an_order_that_cannot_be_noted_is_not_sent_and_costs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as disk:
+        full_at(2 * 3 - 1, disk)
+        stopped = fedrisk(*small_run(folder, "--quiet"))
+    (sentence,) = stopped.problems
+    assert sentence.startswith("the order of round 3 cannot be noted in ")
+    assert "so it was not sent" in sentence
+    with Ledger(
+        home_of(folder) / "nodes" / "north" / "ledger.db", budget=None, scope="this run alone"
+    ) as ledger:
+        assert sum(release.kind == "train" for release in ledger.releases()) == 2
+
+
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_weights(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fedrisk(*small_run(folder, f"output={tmp_path}/whole", "--quiet"))
     assert whole.code == 0, whole.err
     with monkeypatch.context() as disk:
-        full_at(3, disk)
+        full_at(2 * 3, disk)
         stopped = fedrisk(*small_run(folder, "--quiet"))
     home = home_of(folder)
     again = f"fedrisk resume {home.name} --output {folder}/outputs"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import MakeStudy
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from federation import protocol
 from federation.experiment import Experiment, SettingsError
@@ -31,6 +31,47 @@ def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     for name, value in sent.weights.items():
         np.testing.assert_array_equal(got.weights[name], value)
         assert got.weights[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array(3.5, np.float32),
+        np.zeros((0, 3), np.float32),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(8)[::2],
+    ],
+    ids=["scalar", "empty", "float32", "fortran", "strided"],
+)
+def test_arrays_are_packed_as_flower_packs_and_reads_them(value: np.ndarray) -> None:
+    packed = protocol._pack_array(value)
+    for found in (packed.numpy(), protocol._read_array(packed), protocol._read_array(Array(value))):
+        np.testing.assert_array_equal(found, value)
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert found.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data"),
+    [
+        ("float32", (2,), b""),
+        ("float32", (2,), b"cut"),
+        ("float32", (-1,), b"cut"),
+        ("object", (1,), b""),
+        ("no type", (1,), b""),
+    ],
+)
+def test_an_array_that_does_not_decode_makes_its_reply_undecodable(
+    plan: TrainPlan, dtype: str, shape: tuple[int, ...], data: bytes
+) -> None:
+    message = protocol.pack_round_order(order(plan), 7)
+    good = RoundReply("north", {"w": np.zeros(2, np.float32)}, {}, ())
+    reply = protocol.pack_reply(good, message)
+    header = reply.content.array_records["delta"]["w"].data[:-8]
+    reply.content.array_records["delta"]["w"] = Array(dtype, shape, "numpy.ndarray", header + data)
+    with pytest.raises(ValueError, match="does not decode"):
+        protocol.read_reply(reply)
 
 
 def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:

@@ -265,6 +265,35 @@ def test_a_half_written_checkpoint_is_never_found(tmp_path: Path) -> None:
         checkpoint.read_last(tmp_path)
 
 
+def test_a_long_history_survives_and_does_not_make_checkpoints_grow(tmp_path: Path) -> None:
+    """Two and a half chapters, as `run_federation` writes them; a chapter is written once, when it ends."""
+    whole: dict[str, list[dict[str, Any]]] = {"rounds": [], "checkpoints": []}
+    written: dict[str, int] = {}
+    sizes = {}
+    for number in range(1, int(2.5 * checkpoint.CHAPTER) + 1):
+        whole["rounds"].append({"round": number, "replied": list(AGENCIES)})
+        whole["checkpoints"].append({"round": number - 1, "metrics": {"auc": 1 / number}})
+        path = checkpoint.write(
+            Checkpoint(number, "abc", {}, history={**whole, "orders": {"n": number}}), tmp_path
+        )
+        sizes[number] = path.stat().st_size
+        found = checkpoint.read_last(tmp_path)
+        assert found is not None
+        assert found.history == {**whole, "orders": {"n": number}}
+        for chapter in tmp_path.glob("history-*.json"):
+            assert written.setdefault(chapter.name, chapter.stat().st_mtime_ns) == chapter.stat().st_mtime_ns
+    assert sorted(written) == ["history-00001.json", "history-00002.json"]
+    assert sizes[2 * checkpoint.CHAPTER + 5] <= sizes[5] + 100
+
+    resumed = found.history | {"rounds": found.history["rounds"][: checkpoint.CHAPTER]}
+    again = tmp_path / "again"
+    checkpoint.write(Checkpoint(checkpoint.CHAPTER + 3, "abc", {}, history=resumed), again)
+    assert [path.name for path in again.glob("history-*")] == ["history-00001.json"]
+    (tmp_path / "history-00002.json").write_text("half")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        checkpoint.read_last(tmp_path)
+
+
 def test_another_configuration_does_not_resume_a_run(make_study: MakeStudy, tmp_path: Path) -> None:
     checkpoint.write(Checkpoint(1, "another", {"w": np.zeros(3)}), tmp_path / "checkpoints")
     with pytest.raises(RunError, match="another configuration"):
