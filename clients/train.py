@@ -243,16 +243,18 @@ def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: flo
         inputs = [x]
         for weight, bias in layers[:-1]:
             inputs.append(linear(inputs[-1], weight, bias).relu_())
-        error = torch.sigmoid(linear(inputs[-1], *layers[-1])).squeeze(-1) - y  # d loss / d logit
-        outputs = [(error if present is None else error * present).unsqueeze(-1)]
+        error = torch.sigmoid(linear(inputs[-1], *layers[-1])).sub_(y.unsqueeze(-1))  # d loss / d logit
+        outputs = [error if present is None else error.mul_(present.unsqueeze(-1))]
         for (weight, _), a in zip(layers[:0:-1], inputs[:0:-1], strict=True):
             outputs.append((outputs[-1] @ weight).mul_(a > 0))
         kept = [
             (a, g, bias is not None) for a, g, (_, bias) in zip(inputs, outputs[::-1], layers, strict=True)
         ]
         if max_grad_norm < math.inf:
-            factor = _clip_factors(_squared_norms(kept), max_grad_norm).view(-1, *[1] * (x.ndim - 1))
-            kept = [(a, g.mul_(factor), has_bias) for a, g, has_bias in kept]
+            factor = _clip_factors(_squared_norms(kept), max_grad_norm)
+            factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
+            for _, g, _ in kept:
+                g.mul_(factor)
         return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
 
     return clipped_sum
@@ -282,13 +284,13 @@ def _total(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, C / norm), (B,), a hair inside. A norm of 0 gives 1."""
-    return squared_norms.rsqrt().mul_(max_grad_norm * (1 - ROUNDING)).clamp_(max=1.0).float()
+    """min(1, C / norm), (B,), a hair inside. A norm of 0 gives 1. Overwrites `squared_norms`."""
+    return squared_norms.rsqrt_().mul_(max_grad_norm * (1 - ROUNDING)).clamp_(max=1.0).float()
 
 
 def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
     """sum over people and rows of g a^T, and of g for the bias, flat."""
-    a, g = a.reshape(-1, a.shape[-1]), g.reshape(-1, g.shape[-1])
+    a, g = a.flatten(0, -2), g.flatten(0, -2)
     return [(g.t() @ a).flatten(), g.sum(0)] if has_bias else [(g.t() @ a).flatten()]
 
 

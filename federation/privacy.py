@@ -1,13 +1,15 @@
 """What releases cost a person: events go in, ε comes out.
 
 Unit: one person at one agency, whose rows are bounded before anything is computed (one row, where the
-contract's unit is `row`). Adjacency: add-or-remove. Against whom: everybody who sees the agency's
-releases, which is the coordinator, the other agencies, the panel and whoever they show them to.
+contract's unit is `row`). Adjacency: add-or-remove. Against whom: a `Viewer`. "public" sees every sum and
+every result; "coordinator" is also told everything by up to c agencies; "everybody" is all other
+agencies and the coordinator together. An agency's own noise (`Release`) costs the same to all three.
+Noise that agencies share (`SharedRelease`) costs more the more of it a viewer knows.
 
-A ledger stores `Release`s, never ε, so a better accountant can re-read an old ledger. An event is
-`steps` draws of the Poisson-subsampled Gaussian mechanism; Rényi divergences and privacy loss
-distributions are dp-accounting's (Mironov, Talwar, Zhang 2019, arXiv:1908.10530; conversion to ε by
-Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 12).
+A ledger stores events, never ε, so a better accountant can re-read an old ledger. For `Release`s, Rényi
+divergences at all orders and privacy loss distributions are dp-accounting's (Mironov, Talwar, Zhang 2019,
+arXiv:1908.10530); for `SharedRelease`s they are `federation.renyi`'s, at whole orders. Conversion to ε by
+Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 12.
 
 People are split by a hash of their own id, so within one split id a person is in one part only and
 loses what that part and the releases over `all` cost: the largest over the parts, not the sum. Another
@@ -21,87 +23,86 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["train", "evaluate", "stats"]
-Part = Literal["train", "tune", "test", "all"]
-Accountant = Literal["rdp", "pld"]
-Curve = NDArray[np.float64]  # Rényi divergence at each of dp-accounting's default orders, shape (orders,)
+from federation import renyi
+from federation.release import (
+    VIEWERS,
+    Event,
+    Kind,
+    Part,
+    Release,
+    SharedRelease,
+    Viewer,
+    event_from_dict,
+    require,
+)
 
-MECHANISM = "poisson-gaussian"
+Accountant = Literal["rdp", "pld"]
+Curve = NDArray[np.float64]  # Rényi divergence at each order, shape (orders,)
+
 NOISE_RANGE = (0.3, 10_000.0)  # where `noise_for` looks
 _GRID = 10_000  # noise multipliers are rounded up to 1 / _GRID
 _MOST_CURVES = 32  # more undominated curves than this are replaced by their upper envelope
 _MOST_ASSIGNMENTS = 81  # of parts, for the accountant "pld"
 
 
-@dataclass(frozen=True)
-class Release:
-    """`steps` draws of the Poisson-subsampled Gaussian mechanism over the people of `part`.
+class Draw(NamedTuple):
+    """One step as one viewer meets it: all that its Rényi divergence depends on.
 
-    `noise_multiplier` is noise std / sensitivity (the clipping norm), dimensionless, at least 0.001;
-    0 says that there was no noise, and costs an infinite ε. `sample_rate` is the chance that a person
-    is in a step, (0, 1]. `split_id` names the split that `part` belongs to (a name, never its secret).
-    A wrong value is a ValueError that says which, the rule and what was found.
+    `closure` is how far the noise is from a discrete Gaussian (`renyi.closure`); None where it is an
+    agency's own continuous Gaussian.
     """
 
-    kind: Kind
-    part: Part
     noise_multiplier: float
     sample_rate: float
-    steps: int
-    split_id: str = ""
+    closure: float | None = None
 
-    def __post_init__(self) -> None:
-        _require(self.kind in get_args(Kind), "kind", f"one of {get_args(Kind)}", self.kind)
-        _require(self.part in get_args(Part), "part", f"one of {get_args(Part)}", self.part)
-        noise = self.noise_multiplier
-        _require(
-            noise == 0 or 0.001 <= noise < math.inf,
-            "noise_multiplier",
-            "0 (no noise) or at least 0.001",
-            noise,
-        )
-        _require(0 < self.sample_rate <= 1, "sample_rate", "in (0, 1]", self.sample_rate)
-        _require(type(self.steps) is int and self.steps >= 1, "steps", "a whole number from 1", self.steps)
-        _require(type(self.split_id) is str, "split_id", "text", self.split_id)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `mechanism` names the type of event, so that a later type cannot be mistaken for it."""
-        return {"mechanism": MECHANISM, **asdict(self)}
+def draw_of(event: Event, viewer: Viewer = "coordinator", agencies: int = 1) -> Draw:
+    """One of the draws that one step is to `viewer`, for a person who is at `agencies` agencies in the sum.
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. ValueError for another mechanism, a missing, unknown or wrong value."""
-        rest = dict(values)
-        mechanism = rest.pop("mechanism", None)
-        _require(mechanism == MECHANISM, "mechanism", f"{MECHANISM!r}", mechanism)
-        try:
-            return cls(**rest)
-        except TypeError:
-            raise ValueError(f"a release has other values than {sorted(cls.__dataclass_fields__)}") from None
+    A person at m agencies moves a shared sum by up to m sensitivities. Each agency tosses its own coin, so
+    the noise is cut into m equal parts and each agency's share of the sum given one: to see the m parts is
+    to see more than their sum, and costs m draws with noise multiplier z / sqrt(m). That is exact at q = 1,
+    and close to the mixture of Binomial(m, q) sensitivities where z is large beside sqrt(m). (The noise is
+    within `closure` of one discrete Gaussian, and that within `closure` of the sum of m.) An agency's own
+    noise is that agency's alone: there the caller composes the agencies' releases.
+    """
+    if isinstance(event, Release):
+        return Draw(event.noise_multiplier, event.sample_rate)
+    shares = event.shares(viewer)
+    apart = renyi.closure(event.share_variance, shares, event.dimension)
+    if agencies > 1 and shares > 1:
+        variance = event.share_variance * shares // agencies
+        apart += renyi.closure(variance, agencies, event.dimension)
+    scale = math.sqrt(agencies) if shares > 1 else 1.0  # against everybody each agency has its own share
+    return Draw(event.noise_multiplier_to(viewer) / scale, event.sample_rate, apart)
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What people have lost so far, kept so that one more release costs microseconds.
+    """What people have lost so far to `viewer`, kept so that one more release costs microseconds.
 
-    `curves` holds the composed Rényi divergences of each (split id, part). RDP adds up over releases.
+    `curves` holds the composed Rényi divergences of each (split id, part), at `orders` (None: those of
+    dp-accounting). RDP adds up over releases.
     """
 
+    viewer: Viewer = "coordinator"
+    orders: tuple[int, ...] | None = None
     curves: Mapping[tuple[str, Part], Curve] = field(default_factory=dict)
 
-    def plus(self, releases: Iterable[Release]) -> "Spending":
-        """This and `releases`, composed."""
+    def plus(self, releases: Iterable[Event], agencies: int = 1) -> "Spending":
+        """This and `releases`, composed; `agencies`: how many agencies in a shared sum know the person."""
         curves = dict(self.curves)
-        for where, events in _by_part(releases).items():
-            for (noise_multiplier, sample_rate), steps in sorted(events.items()):
-                curves[where] = curves.get(where, 0.0) + steps * _curve(noise_multiplier, sample_rate)
-        return Spending(curves)
+        for where, draws in _by_part(releases, self.viewer, agencies).items():
+            for draw, steps in draws.items():
+                curves[where] = curves.get(where, 0.0) + steps * _curve(draw, self.orders)
+        return Spending(self.viewer, self.orders, curves)
 
     def people(self) -> list[Curve]:
         """The worst that can have happened to one person, over every assignment of parts.
@@ -120,11 +121,16 @@ class Spending:
     def epsilon(self, delta: float) -> float:
         """ε at `delta`, (0, 1), of the person who lost most."""
         _check_delta(delta)
-        return max(_epsilon_of(curve, delta) for curve in self.people())
+        return max(_epsilon_of(curve, delta, self.orders) for curve in self.people())
 
 
-def epsilon(releases: Sequence[Release], delta: float, accountant: Accountant = "rdp") -> float:
-    """ε at `delta`, (0, 1), of the person who lost most to `releases` (see the top of this file for who).
+def epsilon(
+    releases: Sequence[Event],
+    delta: float,
+    accountant: Accountant = "rdp",
+    viewer: Viewer = "coordinator",
+) -> float:
+    """ε at `delta`, (0, 1), to `viewer`, of the person who lost most to `releases`.
 
     0 for no releases, inf if any was without noise. Order does not matter, nor does splitting the steps
     of a release over several.
@@ -133,65 +139,84 @@ def epsilon(releases: Sequence[Release], delta: float, accountant: Accountant = 
     number) were fixed in advance; the queries themselves may depend on earlier outputs, as training
     steps do. Where later parameters are chosen after seeing earlier outputs, neither number may decide
     what is still admitted: that takes a privacy filter, RDP at one order fixed together with the budget
-    (Feldman & Zrnic 2021, arXiv:2008.11193). "rdp" takes the best order afterwards, so it is not that
-    filter. "pld" is 5-10% tighter and slower; use it for one experiment that was committed to beforehand.
+    (`renyi`; the ledger has it). "rdp" takes the best order afterwards, so it is not that filter. "pld" is
+    5-10% tighter and slower; use it for one experiment that was committed to beforehand. It does not know
+    shared noise.
 
     At orders that are not whole, dp-accounting bounds the divergence from above, and leaves out low orders
     that do not converge: "rdp" is then up to 1% above the exact value at ε = 14 and 2% at 29, never below.
     Beyond ε of about 30 it stays an upper bound but is no longer monotone in the noise.
     """
     _check_delta(delta)
-    if any(release.noise_multiplier == 0 for release in releases):
+    if _without_noise(releases):
         return math.inf
     if accountant == "pld":
         return _pld_epsilon(releases, delta)
-    _require(accountant == "rdp", "accountant", "'rdp' or 'pld'", accountant)
-    return Spending().plus(releases).epsilon(delta)
+    require(accountant == "rdp", "accountant", "'rdp' or 'pld'", accountant)
+    return Spending(viewer).plus(releases).epsilon(delta)
 
 
-def epsilon_by_kind(releases: Sequence[Release], delta: float) -> dict[str, float]:
+def epsilon_by_kind(
+    releases: Sequence[Event], delta: float, viewer: Viewer = "coordinator"
+) -> dict[str, float]:
     """ε of the training alone, of everything else alone ("evaluate": tables and statistics), and of all."""
     return {
-        "train": epsilon([release for release in releases if release.kind == "train"], delta),
-        "evaluate": epsilon([release for release in releases if release.kind != "train"], delta),
-        "total": epsilon(releases, delta),
+        "train": epsilon([release for release in releases if release.kind == "train"], delta, viewer=viewer),
+        "evaluate": epsilon(
+            [release for release in releases if release.kind != "train"], delta, viewer=viewer
+        ),
+        "total": epsilon(releases, delta, viewer=viewer),
     }
 
 
-def epsilon_at_several(releases_per_agency: Sequence[Sequence[Release]], delta: float, m: int) -> float:
-    """ε of a person known to `m` agencies, each adding its own noise: the worst `m` agencies, composed.
+def epsilon_at_several(
+    releases_per_agency: Sequence[Sequence[Event]], delta: float, m: int, viewer: Viewer = "coordinator"
+) -> float:
+    """ε to `viewer` of a person known to `m` agencies: the worst `m`. With fewer agencies, all of them.
 
-    Each agency has its own split, so the worst part at each. With fewer than `m` agencies, all of them.
+    Releases with an agency's own noise compose, the worst part at each agency (each has its own split).
+    Shared sums add the sensitivities before the noise (`draw_of`), at worst with the person in the same part
+    everywhere: m draws with z / sqrt(m) grow faster than m, so no dealing over several parts is worse. As
+    many shared draws are counted as the agency that was in most of them had.
     """
     _check_delta(delta)
-    _require(type(m) is int and m >= 1, "m", "a whole number from 1", m)
-    if any(release.noise_multiplier == 0 for releases in releases_per_agency for release in releases):
+    require(type(m) is int and m >= 1, "m", "a whole number from 1", m)
+    if any(_without_noise(releases) for releases in releases_per_agency):
         return math.inf
+    known = min(m, len(releases_per_agency))
     # worst[j]: undominated curves of a person at j of the agencies seen so far
-    worst: list[list[Curve]] = [[np.zeros(())]] + [[] for _ in range(min(m, len(releases_per_agency)))]
+    worst: list[list[Curve]] = [[np.zeros(())]] + [[] for _ in range(known)]
+    together: Counter[SharedRelease] = Counter()
     for releases in releases_per_agency:
-        here = Spending().plus(releases).people()
+        here = Spending(viewer).plus(r for r in releases if isinstance(r, Release)).people()
         for j in range(len(worst) - 1, 0, -1):
             worst[j] = _undominated([*worst[j], *(past + now for past in worst[j - 1] for now in here)])
-    return max(_epsilon_of(curve, delta) for curve in worst[-1])
+        together |= _one_step_each(releases)  # the larger of both counts
+    shared = [replace(event, steps=steps) for event, steps in together.items()]
+    sums = Spending(viewer).plus(shared, agencies=max(1, known)).people()
+    return max(_epsilon_of(own + both, delta) for own in worst[-1] for both in sums)
 
 
-def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int, *, shared: bool = False) -> float:
     """The smallest noise multiplier, rounded up at 4 decimals, whose `steps` draws cost at most `epsilon`.
 
     Bisection on RDP, helped by interpolation, between 0.3 and 10,000 (`NOISE_RANGE`): 0.3 where even that
     is enough, ValueError where 10,000 is not. The result never costs more than `epsilon`; above ε of about
-    30 it may not be the very smallest (see `epsilon`).
+    30 it may not be the very smallest (see `epsilon`). `shared`: at whole orders alone, as shared noise is
+    accounted (without its closure term, which is below 1e-50 on the grids that a plan may have).
     """
     _check_delta(delta)
-    _require(0 < epsilon < math.inf, "epsilon", "above 0 and finite", epsilon)
+    require(0 < epsilon < math.inf, "epsilon", "above 0 and finite", epsilon)
     Release("train", "all", 1.0, sample_rate, steps)  # the same rules for sample_rate and steps
     orders = _orders_that_reach(epsilon, delta)
+    closure = None
+    if shared:
+        orders, closure = tuple(order for order in orders if order == int(order)), 0.0
 
     @functools.cache
     def excess(point: int) -> float:
         """log(cost / epsilon) at noise multiplier point / _GRID: at most 0 where there is enough noise."""
-        cost = _epsilon_of(steps * _curve(point / _GRID, sample_rate, orders), delta, orders)
+        cost = _epsilon_of(steps * _curve(Draw(point / _GRID, sample_rate, closure), orders), delta, orders)
         return math.log(max(cost, 1e-300) / epsilon)
 
     least, most = (round(bound * _GRID) for bound in NOISE_RANGE)
@@ -226,12 +251,33 @@ def _first_enough(excess: Callable[[int], float], low: int, high: int) -> int:
     return high
 
 
-def _by_part(releases: Iterable[Release]) -> dict[tuple[str, Part], Counter[tuple[float, float]]]:
-    """Steps by (noise_multiplier, sample_rate), by (split id, part)."""
-    merged: dict[tuple[str, Part], Counter[tuple[float, float]]] = defaultdict(Counter)
+def _without_noise(releases: Iterable[Event]) -> bool:
+    return any(isinstance(release, Release) and release.noise_multiplier == 0 for release in releases)
+
+
+def _one_step_each(releases: Iterable[Event]) -> Counter[SharedRelease]:
+    """Steps of each shared draw, whichever split its agency deals by."""
+    steps: Counter[SharedRelease] = Counter()
     for release in releases:
-        merged[release.split_id, release.part][release.noise_multiplier, release.sample_rate] += release.steps
+        if isinstance(release, SharedRelease):
+            steps[replace(release, steps=1, split_id="")] += release.steps
+    return steps
+
+
+def _by_part(
+    releases: Iterable[Event], viewer: Viewer, agencies: int = 1
+) -> dict[tuple[str, Part], Counter[Draw]]:
+    """How often each draw was made, by (split id, part), in the order of first appearance."""
+    merged: dict[tuple[str, Part], Counter[Draw]] = defaultdict(Counter)
+    for release in releases:
+        times = agencies if isinstance(release, SharedRelease) else 1
+        merged[release.split_id, release.part][_draw(release, viewer, agencies)] += times * release.steps
     return merged
+
+
+@functools.lru_cache(maxsize=65_536)
+def _draw(event: Event, viewer: Viewer, agencies: int) -> Draw:
+    return draw_of(event, viewer, agencies)
 
 
 def _undominated(curves: Iterable[Curve]) -> list[Curve]:
@@ -257,17 +303,36 @@ def _orders_that_reach(epsilon: float, delta: float) -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=16_384)
-def _curve(noise_multiplier: float, sample_rate: float, orders: tuple[float, ...] | None = None) -> Curve:
-    """RDP of one step at `orders` (dp-accounting's if None); read-only.
+def _curve(draw: Draw, orders: tuple[float, ...] | None = None) -> Curve:
+    """RDP of one draw at `orders` (dp-accounting's if None); read-only.
 
-    inf where the library has no bound, never below 0 by rounding.
+    Ours for shared noise and where all orders are whole, else dp-accounting's, for whom fractions are
+    upper bounds. inf where there is no bound, never below 0 by rounding.
     """
+    noise_multiplier, sample_rate, closure = draw
+    if closure is None and (orders is None or any(order != int(order) for order in orders)):
+        curve = _dp_accounting_curve(noise_multiplier, sample_rate, orders)
+    else:
+        curve = np.array(
+            [
+                renyi.rdp(noise_multiplier, sample_rate, int(order), closure or 0.0)
+                if order == int(order)
+                else math.inf
+                for order in orders or _orders()
+            ]
+        )
+    curve.flags.writeable = False
+    return curve
+
+
+def _dp_accounting_curve(
+    noise_multiplier: float, sample_rate: float, orders: tuple[float, ...] | None
+) -> Curve:
     dp = _dp_accounting()
     accountant = dp.rdp.RdpAccountant(orders, dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     with _without_warnings():
         accountant.compose(_event(noise_multiplier, sample_rate))
     curve: Curve = np.maximum(accountant.rdp, 0.0)
-    curve.flags.writeable = False
     return curve
 
 
@@ -278,9 +343,15 @@ def _epsilon_of(curve: Curve, delta: float, orders: tuple[float, ...] | None = N
     return float(compute(orders or _orders(), curve.tolist(), delta)[0])
 
 
-def _pld_epsilon(releases: Sequence[Release], delta: float) -> float:
+def _pld_epsilon(releases: Sequence[Event], delta: float) -> float:
     """Largest over the assignments of parts; ValueError where the split ids make too many of them."""
-    spent = _by_part(releases)
+    require(
+        all(isinstance(release, Release) for release in releases),
+        "accountant",
+        "'rdp' where noise is shared between agencies",
+        "pld",
+    )
+    spent = _by_part(releases, "coordinator")
     options = []
     for split in sorted({split for split, _ in spent}):
         own = [events for (name, part), events in spent.items() if name == split and part != "all"]
@@ -293,10 +364,10 @@ def _pld_epsilon(releases: Sequence[Release], delta: float) -> float:
     return max(_pld_epsilon_of(events, delta) for events in assignments)
 
 
-def _pld_epsilon_of(events: Counter[tuple[float, float]], delta: float) -> float:
+def _pld_epsilon_of(events: Counter[Draw], delta: float) -> float:
     dp = _dp_accounting()
     accountant = dp.pld.PLDAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for (noise_multiplier, sample_rate), steps in sorted(events.items()):
+    for (noise_multiplier, sample_rate, _), steps in sorted(events.items()):
         accountant.compose(_event(noise_multiplier, sample_rate), steps)
     return float(accountant.get_epsilon(delta))
 
@@ -328,9 +399,25 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _check_delta(delta: float) -> None:
-    _require(0 < delta < 1, "delta", "in (0, 1)", delta)
+    require(0 < delta < 1, "delta", "in (0, 1)", delta)
 
 
-def _require(holds: bool, name: str, rule: str, found: object) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {rule}, got {found!r}")
+__all__ = [
+    "VIEWERS",
+    "Accountant",
+    "Curve",
+    "Draw",
+    "Event",
+    "Kind",
+    "Part",
+    "Release",
+    "SharedRelease",
+    "Spending",
+    "Viewer",
+    "draw_of",
+    "epsilon",
+    "epsilon_at_several",
+    "epsilon_by_kind",
+    "event_from_dict",
+    "noise_for",
+]

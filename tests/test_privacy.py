@@ -393,7 +393,7 @@ def test_an_unknown_accountant_is_refused() -> None:
 
 
 def test_cached_curves_cannot_be_written_to() -> None:
-    curve = privacy._curve(1.0, 0.01)
+    curve = privacy._curve(privacy.Draw(1.0, 0.01))
     assert not curve.flags.writeable
     assert np.all(np.diff(curve) >= 0)  # Rényi divergence does not fall with the order
 

@@ -1,0 +1,80 @@
+"""Rényi divergence at whole orders: of one step, and as a budget that is fixed in advance.
+
+One step. Poisson sampling with rate q of a mechanism that adds noise of std z x sensitivity. At a whole
+order a the divergence of (1-q) mu_0 + q mu_1 from mu_0 is, term by term of the binomial,
+
+    D_a = log( sum_k C(a,k) (1-q)^(a-k) q^k  E_mu_0[(mu_1/mu_0)^k] ) / (a - 1)
+
+with E_mu_0[(mu_1/mu_0)^k] = exp(k (k-1) / 2 z^2) for the Gaussian (Mironov, Talwar, Zhang 2019,
+arXiv:1908.10530, eq. 4) and, exactly, for the discrete Gaussian under a whole shift, whose normaliser does
+not change when it is shifted (Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 5). The other
+direction, mu_0 from the mixture, is never larger: Theorem 5 of Mironov et al. asks for an involution that
+swaps mu_0 and mu_1 and keeps the measure, and x -> c - x is one for any symmetric noise shifted by c.
+
+A sum of discrete Gaussians is not one. On each coordinate the logarithm of its density differs from that
+of the discrete Gaussian with the summed variance by at most t (Kairouz, Liu, Steinke 2021,
+arXiv:2102.06387, Thm. 5: t = 10 sum_{k=1}^{n-1} exp(-2 pi^2 v k / (k+1)) for n shares of variance v), so
+E_mu_0[(mu_1/mu_0)^k] grows by at most exp((2k - 1) p t) on p coordinates: k >= 2 densities above, k - 1 below.
+
+A budget. At one order that is fixed before anything is spent, "stop before the sum of divergences exceeds
+B" keeps every adaptive choice within (a, B)-RDP (Feldman & Zrnic 2021, arXiv:2008.11193, Thm. 3.1). RDP becomes (ε, δ)
+by Canonne, Kamath, Steinke 2020, Prop. 12.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+MOST_ORDER = 1024
+_LOG_FACTORIAL = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, MOST_ORDER + 1)))))
+
+
+@functools.lru_cache(maxsize=65_536)
+def rdp(noise_multiplier: float, sample_rate: float, order: int, closure: float = 0.0) -> float:
+    """Rényi divergence at whole `order` >= 2 of one step, add-or-remove, the worse direction.
+
+    noise_multiplier: noise std / sensitivity, > 0. sample_rate: q in (0, 1].
+    closure: p t, how far the noise's log density may be from a discrete Gaussian's (see the module), >= 0.
+    """
+    if not 2 <= order <= MOST_ORDER or order != int(order):
+        raise ValueError(f"order must be a whole number from 2 to {MOST_ORDER}, got {order!r}")
+    q, a = sample_rate, order
+    if q == 1:
+        return a / (2 * noise_multiplier**2) + (2 * a - 1) / (a - 1) * closure
+    k = np.arange(2, a + 1)
+    moment = k * (k - 1) / (2 * noise_multiplier**2) + (2 * k - 1) * closure
+    chosen = _LOG_FACTORIAL[a] - _LOG_FACTORIAL[k] - _LOG_FACTORIAL[a - k]
+    binomial = chosen + k * math.log(q) + (a - k) * math.log1p(-q)
+    # the binomial weights sum to 1, so only what exceeds 1 is summed: nothing cancels when z is large
+    log_terms = binomial + moment + np.log(-np.expm1(-moment))
+    peak = float(log_terms.max())
+    log_excess = peak + math.log(float(np.exp(log_terms - peak).sum()))
+    return float(np.logaddexp(0.0, log_excess)) / (a - 1)
+
+
+def closure(share_variance: float, shares: int, dimension: int) -> float:
+    """p t for the sum of `shares` discrete Gaussians of variance `share_variance` (grid steps squared)."""
+    if shares == 1:
+        return 0.0
+    k = np.arange(1, shares)
+    return float(dimension * 10 * np.exp(-2 * math.pi**2 * share_variance * k / (k + 1)).sum())
+
+
+def rdp_budget(epsilon: float, delta: float, order: int) -> float:
+    """The most divergence at `order` that is (epsilon, delta)-DP; below 0 where the order cannot show it."""
+    return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
+
+
+def epsilon_at(divergence: float, delta: float, order: int) -> float:
+    """ε at `delta` of a `divergence` at `order`, >= 0: the inverse of `rdp_budget`."""
+    return max(0.0, divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
+
+
+@functools.lru_cache(maxsize=256)
+def filter_order(epsilon: float, delta: float) -> int:
+    """The whole order at which a budget (epsilon, delta) admits most Gaussian noise: chosen before spending.
+
+    Gaussian divergence is proportional to the order, so it is the order where budget / order is largest.
+    """
+    return max(range(2, MOST_ORDER + 1), key=lambda order: rdp_budget(epsilon, delta, order) / order)
