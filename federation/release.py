@@ -6,7 +6,7 @@ never changes its meaning, and a new mechanism is a new type with its own `mecha
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 Kind = Literal["train", "evaluate", "stats"]
@@ -151,7 +151,7 @@ def _values_of(cls: type[Release] | type[SharedRelease], values: Mapping[str, An
     rest = dict(values)
     mechanism = rest.pop("mechanism", None)
     require(mechanism == cls.mechanism, "mechanism", f"{cls.mechanism!r}", mechanism)
-    known = set(cls.__dataclass_fields__)
+    known = {field.name for field in fields(cls)}
     if not known - {"split_id"} <= set(rest) <= known:
         raise ValueError(f"a release has other values than {sorted(known)}")
     return rest
