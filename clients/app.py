@@ -6,9 +6,12 @@ and the lines of code, the wire gets `UNAVAILABLE`.
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -16,29 +19,35 @@ from flwr.clientapp import ClientApp
 from clients.ledger import LedgerError
 from clients.node import DataError, Node, NodeError, open_node
 from clients.policy import PolicyError
-from federation import protocol
-from federation.protocol import Ready, Reason, Refusal, Refused, RoundReply
+from federation import wire
+from federation.protocol import Reason, Refusal, Refused, Reply
 
 log = logging.getLogger("fedrisk.node")
 FindNode = Callable[[Context], Node]
+Answer = Callable[[Message, Context], Message]
 
 
-def make_app(find_node: FindNode) -> ClientApp:
+@dataclass(frozen=True)
+class Clock:
+    """How a reply is padded to the policy's `min_reply_seconds`."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def make_app(find_node: FindNode, clock: Clock = Clock()) -> ClientApp:
     """A ClientApp that answers for the node that `find_node` finds: the one seam between engines."""
     app = ClientApp()
 
-    @app.query("ready")
-    def ready(message: Message, context: Context) -> Message:
-        return _answer(
-            message, context, find_node, lambda node: node.ready(protocol.read_ready_order(message))
-        )
+    def answers(read: Callable[[Message], Any], act: Callable[[Node, Any], Reply]) -> Answer:
+        return lambda message, context: _answer(message, context, find_node, clock, read, act)
 
-    @app.train("round")
-    def one_round(message: Message, context: Context) -> Message:
-        return _answer(
-            message, context, find_node, lambda node: node.round(protocol.read_round_order(message))
-        )
-
+    app.query("ready")(answers(wire.read_ready_order, lambda node, order: node.ready(*order)))
+    app.query("keys")(answers(wire.read_keys_order, Node.make_keys))
+    app.query("deal")(answers(wire.read_deal_order, Node.deal))
+    app.query("agree")(answers(wire.read_agree_order, Node.agree))
+    app.query("open")(answers(wire.read_open_order, Node.open))
+    app.train("round")(answers(wire.read_round_order, Node.round))
     return app
 
 
@@ -48,13 +57,19 @@ def node_from_config(context: Context) -> Node:
 
 
 def _answer(
-    message: Message, context: Context, find_node: FindNode, act: Callable[[Node], Ready | RoundReply]
+    message: Message,
+    context: Context,
+    find_node: FindNode,
+    clock: Clock,
+    read: Callable[[Message], Any],
+    act: Callable[[Node, Any], Reply],
 ) -> Message:
-    name, node_log = "", log
+    name, node_log, floor = "", log, 0.0
+    started = clock.now()
     try:
         node = find_node(context)
-        name, node_log = node.facts.name, node.log
-        return protocol.pack_reply(act(node), message)
+        name, node_log, floor = node.facts.name, node.log, node.policy.min_reply_seconds
+        return wire.pack_reply(act(node, read(message)), message)
     except Refused as refused:
         node_log.warning("refused, %s: %s", refused.reason, refused.sentence)
         reason = refused.reason
@@ -67,7 +82,9 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - the wall: nothing of an error may leave
         node_log.error("failed with %s at %s", type(error).__name__, _where(error))
         reason = Reason.UNAVAILABLE
-    return protocol.pack_reply(Refusal(name, reason), message)
+    finally:
+        clock.sleep(max(0.0, floor - (clock.now() - started)))
+    return wire.pack_reply(Refusal(name, reason), message)
 
 
 def _where(error: BaseException) -> str:

@@ -1,10 +1,12 @@
-"""An agency's ledger: every release of its records, on its own disk, kept for good.
+"""An agency's ledger: every release of its people's records, on its own disk, kept for good.
 
-One SQLite file with two append-only tables: `release` (what left, or may have left) and `reservation`
-(what a plan may still take; opened and closed by rows, never changed). One sequence and one hash chain
-run through both, so `verify` finds a row that was changed, removed or put in between. The chain has no
-key and no end mark: whoever can write the file can also write a whole new one or cut off its newest
-rows, which shows against a `head` that somebody else kept.
+One SQLite file of append-only tables: `release` (what left, or may have left), `reservation` (what a plan
+may still take; opened and closed by rows, never changed), `plan` (what each plan is for), `filter` (the
+order at which each limit is accounted, `clients.budget`) and `people` (whose ledger this is). One sequence
+and one hash chain run through all of them, so `verify` finds a row that was changed, removed or put in
+between. The chain has no key and no end mark: whoever can write the file can also write a whole new one,
+cut off its newest rows, or put an older copy back. That shows against a `head` that somebody else kept:
+`holds` says whether this ledger still has it.
 
 A release is written and on the disk before its noise is drawn. A crash in between wastes budget; it
 never hides spending. The file stores releases and never an ε (`federation.privacy` computes that).
@@ -13,49 +15,70 @@ Several processes may use one file one after the other or at once: each transact
 SQLite's write lock and first reads what others have appended. Write-ahead logging is SQLite's cheapest
 durable commit (one fsync; a rollback journal takes two to three times as long), and it means that
 `PATH-wal` belongs to `PATH`: copy neither alone while a node runs.
+
+Version 1 had neither `plan` nor `filter` nor `people`. Its rows keep their hashes, and count against every
+purpose and every experiment.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import sqlite3
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
-from federation.privacy import Release, Spending, epsilon
+from clients.budget import (
+    Account,
+    Budget,
+    FilterOrder,
+    Limit,
+    Line,
+    PlanFacts,
+    check_budget,
+    merged,
+    steps_of,
+)
+from federation.privacy import epsilon
+from federation.release import Event, Viewer, event_from_dict
 
 Scope = Literal["this run alone", "lifetime"]
-Action = Literal["reserve", "charge", "return"]
+Action = Literal["reserve", "charge", "return", "plan", "filter", "people"]
+Table = Literal["release", "reservation", "plan", "filter", "people"]
 Row = tuple[Any, ...]
 
 APPLICATION_ID = 0x6672_6C67  # "frlg" in the file's header
-VERSION = 1
+VERSION = 2
 WAL_PAGES = 64  # folded in this often, the log is written over in place: half the time of one that grows
 
-_NEXT_SEQ = """1 + max(coalesce((SELECT max(seq) FROM release), 0),
-                        coalesce((SELECT max(seq) FROM reservation), 0))"""
-_APPEND_ONLY = "".join(
-    f"""
+_ADDED: tuple[Table, ...] = ("plan", "filter", "people")  # by version 2
+_TABLES: tuple[Table, ...] = ("release", "reservation", *_ADDED)
+_NEWEST = f"SELECT max({', '.join(f'coalesce((SELECT max(seq) FROM {table}), 0)' for table in _TABLES)})"  # noqa: S608 - our own names
+
+
+def _append_only(*tables: str) -> str:
+    return "".join(
+        f"""
     CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;"""
-    for table in ("release", "reservation", "ledger")
-    for verb in ("UPDATE", "DELETE")
-)
+        for table in tables
+        for verb in ("UPDATE", "DELETE")
+    )
+
+
 _IN_ORDER = "".join(
     f"""
-    CREATE TRIGGER {table}_in_order BEFORE INSERT ON {table} WHEN NEW.seq IS NOT {_NEXT_SEQ}
+    DROP TRIGGER IF EXISTS {table}_in_order;
+    CREATE TRIGGER {table}_in_order BEFORE INSERT ON {table} WHEN NEW.seq IS NOT 1 + ({_NEWEST})
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;"""
-    for table in ("release", "reservation")
+    for table in _TABLES
 )
-_SCHEMA = f"""
+_VERSION_1 = f"""
     CREATE TABLE ledger (id TEXT NOT NULL, scope TEXT NOT NULL, created TEXT NOT NULL);
     CREATE TABLE release (
         seq INTEGER PRIMARY KEY, plan_sha256 TEXT NOT NULL, order_id TEXT NOT NULL, kind TEXT NOT NULL,
@@ -63,9 +86,20 @@ _SCHEMA = f"""
     CREATE TABLE reservation (
         seq INTEGER PRIMARY KEY, plan_sha256 TEXT NOT NULL, action TEXT NOT NULL, events TEXT NOT NULL,
         at TEXT NOT NULL, hash TEXT NOT NULL);
-    {_APPEND_ONLY}
+    {_append_only("release", "reservation", "ledger")}
+    PRAGMA application_id = {APPLICATION_ID};"""
+_VERSION_2 = f"""
+    CREATE TABLE plan (
+        seq INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, run_id TEXT NOT NULL, experiment TEXT NOT NULL,
+        purpose TEXT NOT NULL, at TEXT NOT NULL, hash TEXT NOT NULL);
+    CREATE TABLE filter (
+        seq INTEGER PRIMARY KEY, key TEXT NOT NULL, viewer TEXT NOT NULL, rdp_order INTEGER NOT NULL,
+        at TEXT NOT NULL, hash TEXT NOT NULL, UNIQUE (key, viewer));
+    CREATE TABLE people (
+        seq INTEGER PRIMARY KEY, name TEXT NOT NULL, at TEXT NOT NULL, hash TEXT NOT NULL);
+    CREATE INDEX release_by_order ON release (order_id);
+    {_append_only(*_ADDED)}
     {_IN_ORDER}
-    PRAGMA application_id = {APPLICATION_ID};
     PRAGMA user_version = {VERSION};"""
 
 
@@ -74,44 +108,36 @@ class LedgerError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The most that all releases together may cost one person: `epsilon` > 0 at `delta` in (0, 1)."""
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"budget.epsilon must be above 0 and finite, got {self.epsilon!r}")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"budget.delta must be in (0, 1), got {self.delta!r}")
-
-
-@dataclass(frozen=True)
 class Entry:
     """One row of the ledger. `at` is UTC; `hash` chains it to all rows before it.
 
     A "reserve" lists what its plan may take, a "return" what a plan gave back unused (neither has an
-    `order_id`), a "charge" its one release.
+    `order_id`), a "charge" its one release. A "plan" has its `plan`, a "filter" its `fixed` order, and
+    "people" says in `people` whose ledger this is; the other fields are then empty.
     """
 
     seq: int
     action: Action
     plan_sha256: str
     order_id: str
-    releases: tuple[Release, ...]
+    releases: tuple[Event, ...]
     at: str
     hash: str
+    plan: PlanFacts | None = None
+    fixed: FilterOrder | None = None
+    people: str = ""
 
 
 class Ledger:
     """The ledger in the file `path`, made if there is none.
 
-    `budget` None records without refusing. `scope` says what the file stands for and never changes: one
-    simulated run, or everything that ever leaves this agency. `split_id` names how this agency's people
-    are dealt into train, tune and test, for releases that do not say it themselves; None takes every
-    plan for a new split, which never understates a loss. `now` is the clock, `wait` the seconds to wait
-    while another process writes. LedgerError where the file cannot be used or fails its hash chain.
+    `budget` None records without refusing. `scope` says what the file stands for, one simulated run or
+    everything that ever leaves this agency, and `people` whose records it is about (agency and data set);
+    neither ever changes, and no new file, experiment or process starts a ledger anew. `split_id` names how
+    this agency's people are dealt into train, tune and test, for releases that do not say it themselves;
+    None takes every plan for a new split, which never understates a loss. `now` is the clock, `wait` the
+    seconds to wait while another process writes. LedgerError where the file cannot be used or fails its
+    hash chain, ValueError for a budget with two limits for the same.
 
     A lifetime ledger is not made in a folder that does not exist: a disk that is not mounted must not
     look like an agency that has spent nothing.
@@ -123,84 +149,108 @@ class Ledger:
         *,
         budget: Budget | None,
         scope: Scope,
+        people: str,
         split_id: str | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         wait: float = 10.0,
     ) -> None:
+        check_budget(budget or ())
         self.path = Path(path)
         self.budget = budget
         self.scope = scope
+        self.people = people
         self._split_id = split_id
         self._now = now
         self._lock = threading.RLock()
         self._seq = 0
-        self._charged: list[Release] = []
-        self._open: dict[str, Counter[Release]] = {}  # by plan: steps not yet charged, by one-step release
-        # what is charged and reserved, and its ε; None: to be computed when it is next needed
-        self._claimed: tuple[Spending, float] | None = None
+        self._hash = ""
+        self._account = Account()
         with self._errors():
             if scope == "this run alone":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=wait, isolation_level=None, check_same_thread=False)
             try:
-                self._hash = self._start(wait)
-                self._catch_up()
+                self._start(wait)
             except BaseException:
                 self._db.close()
                 raise
 
-    def reserve(self, plan_sha256: str, releases: Sequence[Release]) -> None:
+    def reserve(self, plan: PlanFacts, releases: Sequence[Event]) -> None:
         """Keep the budget that a plan needs, before any record is read. Nothing happens if it is kept already.
 
         `Refused(BUDGET)`, and nothing changes, when everything charged, all open reservations and this
-        would together exceed the budget.
+        would together exceed a limit.
         """
         with self._lock, self._errors():
             self._catch_up()
-            if plan_sha256 in self._open or not releases:
+            if plan.sha256 in self._account.open or not releases:
                 return
-            with self._writing():
-                if plan_sha256 in self._open:
-                    return
-                wanted = self._named(plan_sha256, releases)
-                claimed = self._admit(wanted)
-                entry = self._append_reservation("reserve", plan_sha256, _merged(_steps(wanted)))
-            self._apply(entry, claimed)
+            with self._writing() as draft:
+                if plan.sha256 not in self._account.open:
+                    wanted = steps_of(self._named(plan, releases))
+                    self._admit(draft, plan, wanted)
+                    draft.reservation("reserve", plan.sha256, merged(wanted))
 
-    def charge(self, plan_sha256: str, order_id: str, release: Release) -> None:
-        """Write `release`, which order `order_id` of the plan is about to make; on disk when this returns.
+    def charge(self, plan: PlanFacts, order_id: str, events: Sequence[Event], *, once: bool = False) -> None:
+        """Write `events`, which order `order_id` of the plan is about to make; on disk when this returns.
 
-        Call it before the noise is drawn; a draw that is repeated is a new charge. Uses up the plan's
-        reservation; what goes beyond it must fit the budget, else `Refused(BUDGET)` and nothing changes.
+        Call it before the noise is drawn; a draw that is repeated is a new charge. All of them are written,
+        or none. Uses up the plan's reservation; what goes beyond it must fit every limit, else
+        `Refused(BUDGET)` and nothing changes. `once`: `Refused(REPLAYED)`, and nothing changes, where the
+        order was charged before (what a masked draw hides must never be masked twice).
         """
-        with self._lock:
-            with self._writing():
-                (named,) = self._named(plan_sha256, [release])
-                beyond = named.steps - min(named.steps, self._reserved(plan_sha256, named))
-                claimed = self._admit([replace(named, steps=beyond)] if beyond else [])
-                entry = self._append_charge(plan_sha256, order_id, named)
-            self._apply(entry, claimed)
+        if not events:
+            raise ValueError("events must be at least one, got none")
+        with self._writing() as draft:
+            if once and self._has_charged(order_id):
+                _refuse_replay(order_id)
+            named = self._named(plan, events)
+            wanted = steps_of(named)
+            self._admit(draft, plan, wanted - self._account.covered(plan.sha256, wanted))
+            for event in named:
+                draft.charge(plan.sha256, order_id, event)
 
-    def release_reservation(self, plan_sha256: str) -> None:
-        """Give back what the plan reserved and did not charge. Nothing happens if it has no reservation."""
-        with self._lock:
-            with self._writing():
-                if plan_sha256 not in self._open:
-                    return
-                entry = self._append_reservation("return", plan_sha256, _merged(self._open[plan_sha256]))
-            self._apply(entry, None)
+    def charged(self, order_id: str) -> bool:
+        """Whether anything was ever charged to the order."""
+        with self._lock, self._errors():
+            self._catch_up()
+            return self._has_charged(order_id)
 
-    def releases(self) -> tuple[Release, ...]:
+    def release_reservation(self, plan: PlanFacts | str) -> None:
+        """Give back what the plan (or its SHA-256) reserved and did not charge. Nothing without a reservation.
+
+        Call it only where nothing can be computed under the plan any more: what is charged never comes back.
+        """
+        sha256 = plan if isinstance(plan, str) else plan.sha256
+        with self._writing() as draft:
+            kept = self._account.open.get(sha256)
+            if kept is not None:
+                draft.reservation("return", sha256, merged(kept.steps))
+
+    def releases(self) -> tuple[Event, ...]:
         """Everything charged, oldest first, one release per charge, with its split id."""
         with self._lock, self._errors():
             self._catch_up()
-            return tuple(self._charged)
+            return tuple(charge.event for charge in self._account.charges)
 
-    def reservations(self) -> dict[str, tuple[Release, ...]]:
+    def reservations(self) -> dict[str, tuple[Event, ...]]:
         """What each plan with an open reservation may still take, by the plan's SHA-256."""
         with self._lock, self._errors():
             self._catch_up()
-            return {plan: _merged(steps) for plan, steps in self._open.items()}
+            return {sha256: merged(kept.steps) for sha256, kept in self._account.open.items()}
+
+    def spent(self) -> list[Line]:
+        """Each limit of the budget against each viewer: ε spent, claimed and allowed, now."""
+        with self._lock, self._errors():
+            self._catch_up()
+            return list(self._account.lines(self.budget or (), self._now().astimezone(UTC).date()))
+
+    def epsilon(self, delta: float, viewer: Viewer = "coordinator") -> float:
+        """ε at `delta` to `viewer` of everything charged, for the person who lost most (`federation.privacy`).
+
+        At the best order for what was charged, so it may be below what `spent` shows, and admits nothing.
+        """
+        return epsilon(self.releases(), delta, viewer=viewer)
 
     def entries(self) -> tuple[Entry, ...]:
         """The whole ledger, oldest first, read and checked from the disk."""
@@ -218,16 +268,29 @@ class Ledger:
             if last[0] < self._seq:
                 self._fell_behind(last[0])
 
-    def epsilon(self, delta: float) -> float:
-        """ε at `delta` of everything charged, for the person who lost most (`federation.privacy.epsilon`)."""
-        return epsilon(self.releases(), delta)
-
     @property
     def head(self) -> tuple[int, str]:
         """(sequence number, hash) of the newest entry: whoever keeps it can tell a ledger that went back."""
         with self._lock, self._errors():
             self._catch_up()
             return self._seq, self._hash
+
+    def holds(self, seq: int, hash: str) -> bool:
+        """Whether entry `seq` is there and has this hash; 0 is the ledger's birth.
+
+        False for a `head` that was kept of this ledger: an older copy was put back (it is shorter), or
+        another history was written since (it has another hash).
+        """
+        with self._lock, self._errors(), self._snapshot():
+            self._catch_up()
+            if seq == 0:
+                return self._genesis() == hash
+            found = [
+                row
+                for table in _TABLES
+                for row in self._db.execute(f"SELECT hash FROM {table} WHERE seq = ?", (seq,))  # noqa: S608
+            ]
+            return found == [(hash,)]
 
     def close(self) -> None:
         """Close the file. The last one to close it folds `PATH-wal` back in."""
@@ -240,111 +303,109 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- the budget ---------------------------------------------------------------------------------
-
-    def _admit(self, extra: Sequence[Release]) -> tuple[Spending, float] | None:
-        """What is claimed once `extra` is; `Refused(BUDGET)` where that exceeds the budget."""
-        if self.budget is None:
-            return None
-        if self._claimed is None:
-            reserved = (release for steps in self._open.values() for release in _merged(steps))
-            spending = Spending().plus([*self._charged, *reserved])
-            self._claimed = (spending, spending.epsilon(self.budget.delta))
-        claimed = self._claimed
-        if extra:
-            spending = claimed[0].plus(extra)
-            claimed = (spending, spending.epsilon(self.budget.delta))
-        if claimed[1] > self.budget.epsilon:
-            _refuse(self.budget, self._claimed[1], claimed[1])
-        return claimed
-
-    def _reserved(self, plan_sha256: str, release: Release) -> int:
-        return self._open.get(plan_sha256, Counter())[replace(release, steps=1)]
-
-    def _named(self, plan_sha256: str, releases: Iterable[Release]) -> list[Release]:
-        """`releases` with the split id of this ledger, or of their own plan."""
-        split = f"plan {plan_sha256}" if self._split_id is None else self._split_id
-        return [release if release.split_id else replace(release, split_id=split) for release in releases]
-
     # --- the state in memory ------------------------------------------------------------------------
+
+    def _admit(self, draft: "_Draft", plan: PlanFacts, extra: dict[Event, int]) -> None:
+        """Write what is new about the plan and its limits; `Refused(BUDGET)` where `extra` exceeds one."""
+        today = datetime.fromisoformat(draft.at).date()
+        orders = self._account.admit(plan, extra, self.budget or (), today)
+        if plan.sha256 not in self._account.plans:
+            draft.plan(plan)
+        for fixed in orders:
+            draft.fixed(fixed)
+
+    def _named(self, plan: PlanFacts, events: Iterable[Event]) -> list[Event]:
+        """`events` with the split id of this ledger, or of their own plan."""
+        split = f"plan {plan.sha256}" if self._split_id is None else self._split_id
+        return [event if event.split_id else replace(event, split_id=split) for event in events]
+
+    def _has_charged(self, order_id: str) -> bool:
+        found = self._db.execute("SELECT EXISTS (SELECT 1 FROM release WHERE order_id = ?)", (order_id,))
+        return bool(found.fetchone()[0])
 
     def _catch_up(self) -> None:
         """Take in what others appended since this process last looked."""
-        (newest,) = self._db.execute(f"SELECT {_NEXT_SEQ} - 1").fetchone()
+        (newest,) = self._db.execute(_NEWEST).fetchone()
         if newest < self._seq:
             self._fell_behind(newest)
         if newest > self._seq:
             for entry in self._read(self._seq, self._hash):
-                self._apply(entry, None)
+                self._apply(entry)
 
-    def _apply(self, entry: Entry, claimed: tuple[Spending, float] | None) -> None:
-        """The state after `entry`. `claimed` where it is known, else it is computed when it is needed."""
-        if entry.action == "reserve":
-            self._open[entry.plan_sha256] = _steps(entry.releases)
+    def _apply(self, entry: Entry) -> None:
+        """The state after `entry`."""
+        if entry.plan is not None:
+            self._account.meet(entry.plan)
+        elif entry.fixed is not None:
+            self._account.fix(entry.fixed)
+        elif entry.action == "reserve":
+            self._account.reserve(entry.plan_sha256, entry.releases)
         elif entry.action == "return":
-            self._open.pop(entry.plan_sha256, None)
-        else:
-            (release,) = entry.releases
-            self._charged.append(release)
-            covered = min(release.steps, self._reserved(entry.plan_sha256, release))
-            if covered:
-                self._open[entry.plan_sha256][replace(release, steps=1)] -= covered
-        self._seq, self._hash, self._claimed = entry.seq, entry.hash, claimed
+            self._account.give_back(entry.plan_sha256)
+        elif entry.action == "charge":
+            self._account.charge(entry.plan_sha256, entry.releases[0], entry.at)
+        elif entry.people != self.people:
+            raise LedgerError(
+                f"{self.path} is a ledger about {entry.people!r} and cannot become one about {self.people!r}:"
+                " use the ledger of these people"
+            )
+        self._seq, self._hash = entry.seq, entry.hash
 
     # --- the file -----------------------------------------------------------------------------------
 
-    def _start(self, wait: float) -> str:
-        """Make or check the file; the hash that its chain starts from."""
+    def _start(self, wait: float) -> None:
+        """Make, check or bring up to date the file, and take in what it holds."""
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-        if self._pragma("application_id") != APPLICATION_ID:
-            self._make()
+        if self._pragma("application_id") != APPLICATION_ID or self._pragma("user_version") < VERSION:
+            self._bring_up_to_date()
         if self._pragma("user_version") > VERSION:
             raise LedgerError(f"{self.path} was written by a newer fedrisk: install that version to use it")
         _use_write_ahead_log(self._db, wait)
-        genesis = self._genesis()
-        (scope,) = self._db.execute("SELECT scope FROM ledger").fetchone()
+        self._check_scope()
+        if not self._seq:
+            self._hash = self._genesis()
+        self._catch_up()
+        if not self._seq:
+            self._broken(1)  # a ledger is born with its people
+
+    def _bring_up_to_date(self) -> None:
+        """Make the tables of a new file, or those that version 1 lacked: all of it, or nothing."""
+        with self._transaction():
+            if self._pragma("application_id") != APPLICATION_ID:
+                self._make()
+            if self._pragma("user_version") >= VERSION:
+                return  # another process has just done it
+            self._check_scope()
+            for statement in _statements(_VERSION_2):
+                self._db.execute(statement)
+            self._hash = self._genesis()
+            self._catch_up()  # a row is chained to nothing that was not checked
+            self._draft().people(self.people)
+
+    def _make(self) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables or self._pragma("application_id"):
+            self._not_a_ledger()
+        for statement in _statements(_VERSION_1):
+            self._db.execute(statement)
+        birth = (uuid.uuid4().hex, self.scope, self._timestamp())
+        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?)", birth)
+
+    def _check_scope(self) -> None:
+        """LedgerError where the file stands for something else."""
+        (scope,) = self._db.execute("SELECT scope FROM ledger").fetchone() or (self.scope,)
         if scope != self.scope:
             raise LedgerError(
                 f"{self.path} is a ledger of {scope!r} and cannot become one of {self.scope!r}: use another file"
             )
-        return genesis
-
-    def _make(self) -> None:
-        """Turn a new file into a ledger, unless another process has just done so."""
-        with self._transaction():
-            if self._pragma("application_id") == APPLICATION_ID:
-                return
-            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables or self._pragma("application_id"):
-                self._not_a_ledger()
-            for statement in _statements(_SCHEMA):
-                self._db.execute(statement)
-            birth = (uuid.uuid4().hex, self.scope, self._timestamp())
-            self._db.execute("INSERT INTO ledger VALUES (?, ?, ?)", birth)
-
-    def _append_charge(self, plan_sha256: str, order_id: str, release: Release) -> Entry:
-        event = release.to_dict()
-        where = (event.pop("kind"), event.pop("part"), event.pop("split_id"))
-        row = (self._seq + 1, plan_sha256, order_id, *where, _json(event), self._timestamp())
-        return self._append("release", row)
-
-    def _append_reservation(self, action: Action, plan_sha256: str, releases: Sequence[Release]) -> Entry:
-        events = _json([release.to_dict() for release in releases])
-        return self._append("reservation", (self._seq + 1, plan_sha256, action, events, self._timestamp()))
-
-    def _append(self, table: str, row: Row) -> Entry:
-        chained = (*row, _chain(self._hash, table, row))
-        marks = ", ".join("?" * len(chained))
-        self._db.execute(f"INSERT INTO {table} VALUES ({marks})", chained)  # noqa: S608 - our own names
-        return _entry(table, chained)
 
     def _read(self, after: int, chain: str) -> Iterator[Entry]:
         """The entries after number `after`, whose hash is `chain`, each checked against the chain."""
         with contextlib.nullcontext() if self._db.in_transaction else self._snapshot():
             rows = [
                 (table, row)
-                for table in ("release", "reservation")
+                for table in _TABLES
                 for row in self._db.execute(f"SELECT * FROM {table} WHERE seq > ?", (after,))  # noqa: S608
             ]
         for table, row in sorted(rows, key=lambda found: int(found[1][0])):
@@ -353,7 +414,7 @@ class Ledger:
                 self._broken(after)
             try:
                 yield _entry(table, row)
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 self._broken(after)
 
     def _genesis(self) -> str:
@@ -371,14 +432,21 @@ class Ledger:
     # --- transactions and errors --------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator["_Draft"]:
         """A transaction on the newest state, durable at its end; whatever is raised leaves the file as it was.
 
-        The caller holds the lock until it has taken the new row into the state in memory.
+        What was appended is taken into the state in memory once it is on the disk.
         """
-        with self._errors(), self._transaction():
-            self._catch_up()
-            yield
+        with self._lock:
+            with self._errors(), self._transaction():
+                self._catch_up()
+                draft = self._draft()
+                yield draft
+            for entry in draft.entries:
+                self._apply(entry)
+
+    def _draft(self) -> "_Draft":
+        return _Draft(self._db, self._seq, self._hash, self._timestamp())
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
@@ -434,6 +502,42 @@ class Ledger:
         )
 
 
+class _Draft:
+    """What one transaction appends, at one time `at`, each row chained to the one before."""
+
+    def __init__(self, db: sqlite3.Connection, seq: int, chain: str, at: str) -> None:
+        self.at = at
+        self.entries: list[Entry] = []
+        self._db = db
+        self._seq = seq
+        self._hash = chain
+
+    def charge(self, plan_sha256: str, order_id: str, event: Event) -> None:
+        values = event.to_dict()
+        where = (values.pop("kind"), values.pop("part"), values.pop("split_id"))
+        self._append("release", plan_sha256, order_id, *where, _json(values))
+
+    def reservation(self, action: Action, plan_sha256: str, events: Sequence[Event]) -> None:
+        self._append("reservation", plan_sha256, action, _json([event.to_dict() for event in events]))
+
+    def plan(self, plan: PlanFacts) -> None:
+        self._append("plan", plan.sha256, plan.run_id, plan.experiment, plan.purpose)
+
+    def fixed(self, fixed: FilterOrder) -> None:
+        self._append("filter", fixed.key, fixed.viewer, fixed.order)
+
+    def people(self, name: str) -> None:
+        self._append("people", name)
+
+    def _append(self, table: Table, *values: str | int) -> None:
+        row = (self._seq + 1, *values, self.at)
+        chain = _chain(self._hash, table, row)
+        marks = ", ".join("?" * (len(row) + 1))
+        self._db.execute(f"INSERT INTO {table} VALUES ({marks})", (*row, chain))  # noqa: S608 - our own names
+        self.entries.append(_entry(table, (*row, chain)))
+        self._seq, self._hash = self._seq + 1, chain
+
+
 _TROUBLE = {
     sqlite3.SQLITE_FULL: "cannot grow, the disk is full: free some space and start again",
     sqlite3.SQLITE_READONLY: "is read-only: the node's user must be able to write the file and its folder",
@@ -447,14 +551,11 @@ _TROUBLE = {
 }
 
 
-def _refuse(budget: Budget, claimed: float, after: float) -> NoReturn:
-    from federation.protocol import Reason, Refused  # here: it takes seconds and is rarely needed
+def _refuse_replay(order_id: str) -> NoReturn:
+    from federation.plan import Reason, Refused  # here: it takes seconds and is rarely needed
 
     raise Refused(
-        Reason.BUDGET,
-        f"budget: epsilon would be {after:.4g} at delta {budget.delta:g}, the budget is {budget.epsilon:g} and"
-        f" {claimed:.4g} of it is charged or reserved: ask for fewer steps or more noise, or give back the"
-        " reservation of a plan that has ended",
+        Reason.REPLAYED, f"the order {order_id!r} was charged before and may be made once: send a new order"
     )
 
 
@@ -480,14 +581,23 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def _entry(table: str, row: Row) -> Entry:
+def _entry(table: Table, row: Row) -> Entry:
+    seq, *values, at, chain = row
     if table == "release":
-        seq, plan, order_id, kind, part, split_id, event, at, chain = row
-        release = Release.from_dict({"kind": kind, "part": part, "split_id": split_id, **json.loads(event)})
-        return Entry(seq, "charge", plan, order_id, (release,), at, chain)
-    seq, plan, action, events, at, chain = row
-    releases = tuple(Release.from_dict(event) for event in json.loads(events))
-    return Entry(seq, action, plan, "", releases, at, chain)
+        plan, order_id, kind, part, split_id, event = values
+        where = {"kind": kind, "part": part, "split_id": split_id}
+        return Entry(
+            seq, "charge", plan, order_id, (event_from_dict({**where, **json.loads(event)}),), at, chain
+        )
+    if table == "reservation":
+        plan, action, events = values
+        return Entry(seq, action, plan, "", tuple(map(event_from_dict, json.loads(events))), at, chain)
+    if table == "plan":
+        facts = PlanFacts(*values)
+        return Entry(seq, "plan", facts.sha256, "", (), at, chain, plan=facts)
+    if table == "filter":
+        return Entry(seq, "filter", "", "", (), at, chain, fixed=FilterOrder(*values))
+    return Entry(seq, "people", "", "", (), at, chain, people=values[0])
 
 
 def _chain(previous: str, table: str, row: Row) -> str:
@@ -499,14 +609,15 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _steps(releases: Iterable[Release]) -> Counter[Release]:
-    """Steps by one-step release."""
-    steps: Counter[Release] = Counter()
-    for release in releases:
-        steps[replace(release, steps=1)] += release.steps
-    return steps
-
-
-def _merged(steps: Counter[Release]) -> tuple[Release, ...]:
-    """The inverse of `_steps`, equal releases merged."""
-    return tuple(replace(release, steps=count) for release, count in steps.items() if count)
+__all__ = [
+    "Action",
+    "Budget",
+    "Entry",
+    "FilterOrder",
+    "Ledger",
+    "LedgerError",
+    "Limit",
+    "Line",
+    "PlanFacts",
+    "Scope",
+]

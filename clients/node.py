@@ -1,15 +1,14 @@
-"""An agency's node: its folder, its rules, its records, its ledger, and the two orders it answers.
+"""An agency's node: its folder, its rules, its records, its ledger, and the orders that it answers.
 
-A folder holds `node.toml` (what this agency is), `policy.toml` (what it permits), `split.key` (a secret
-that only this node has), `ledger.db` and `node.log`. Nothing here knows where the order came from.
+A folder holds `node.toml` (what this agency is, and whom it trusts), `policy.toml` (what it permits),
+`split.key` and `signing.key` (secrets that only this node has), `ledger.db`, `masks/` (secrets of runs that go
+on) and `node.log`. Nothing here knows where an order came from.
 """
 
-import contextlib
 import functools
 import hashlib
+import json
 import logging
-import os
-import secrets
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,28 +20,36 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
+from clients import keys, randomness
 from clients.data import DataError, Dataset, load
-from clients.evaluate import noised_table
-from clients.ledger import Budget, Ledger, Scope
+from clients.evaluate import noised_table, table_counts
+from clients.keys import KeyFileError
+from clients.ledger import Ledger, PlanFacts, Scope
+from clients.masking import Masks
 from clients.policy import Policy, read_policy
-from federation.privacy import Release
+from clients.randomness import Stream
+from federation import masks
+from federation.plan import Agreed, Part, Reason, Refused, Slug, TrainPlan, sentences
 from federation.protocol import (
-    Agreed,
-    Part,
+    AgreeOrder,
+    DealOrder,
+    Dealt,
+    Head,
+    Heads,
+    Keys,
+    KeysOrder,
+    MaskedReply,
+    Opened,
+    OpenOrder,
     Ready,
-    Reason,
-    Refused,
     RoundOrder,
     RoundReply,
-    Slug,
-    TrainPlan,
-    sentences,
+    Signed,
 )
+from federation.release import SharedRelease
 from models import risk
 from models.contract import Contract, ContractError
 from models.features import layout
-
-KEY_BYTES = 32
 
 
 class NodeError(ValueError):
@@ -50,17 +57,23 @@ class NodeError(ValueError):
 
 
 class NodeFile(Agreed):
-    """`node.toml`: who this agency is, where its table and contract are, and its declared public size."""
+    """`node.toml`: who this agency is, where its table and contract are, and its declared public size.
+
+    `dataset` names whose records the ledger is about: it outlives tables and experiments. `peers` are the
+    other agencies' public keys (`python -m clients.keys`), needed for shared noise alone.
+    """
 
     name: Slug
     kind: str | None = None
+    dataset: Slug = "people"
     table: str
     contract: str
     public_size: Annotated[int, Field(ge=1)]
+    peers: dict[Slug, str] = Field(default_factory=dict)
 
 
 class Node:
-    """One agency. `open_node` makes it; `ready` and `round` answer the coordinator's two orders."""
+    """One agency. `open_node` makes it; each order of `federation.protocol` has a method."""
 
     def __init__(self, folder: Path, facts: NodeFile, policy: Policy, contract: Contract) -> None:
         self.folder = folder
@@ -71,33 +84,73 @@ class Node:
         self._resident: dict[tuple[float, float], Resident] = {}
         self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
-        budget = None if policy.budget is None else Budget(policy.budget.epsilon, policy.budget.delta)
+        pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
+        self.masks = Masks(folder, facts.name, keys.signing_key(folder), pins)
+        self._keeps: dict[str, Head] = _read_keeps(folder)
+        budget = None if policy.budget is None else policy.budget.limits()
         scope: Scope = "this run alone" if policy.simulation else "lifetime"
-        self.ledger = Ledger(folder / "ledger.db", budget=budget, scope=scope)
+        whose = f"{facts.name}/{facts.dataset}"
+        self.ledger = Ledger(folder / "ledger.db", budget=budget, scope=scope, people=whose)
 
-    def ready(self, plan: TrainPlan) -> Ready:
+    def ready(self, plan: TrainPlan, heads: Heads) -> Ready:
         """Check the plan against the policy, the data against the contract, and reserve the budget."""
         self._review(plan)
+        self._meet(heads)
         self._records(plan)
         self._reserve(plan)
         self.log.info("ready for run %s, plan %s", plan.run_id, plan.sha256)
-        return Ready(self.facts.name)
+        return Ready(self.facts.name, self.head, self._keeps)
 
-    def round(self, order: RoundOrder) -> RoundReply:
-        """One round: each release is charged before its noise is drawn, then it leaves."""
+    def round(self, order: RoundOrder) -> RoundReply | MaskedReply:
+        """One round: everything is charged before any noise is drawn, then it leaves."""
         plan = order.plan
         self._review(plan)
+        self._meet(order.heads)
+        self._keep_neighbour(plan, order.heads)
+        masked = plan.privacy.shared is not None
+        if masked != (order.draw is not None):
+            raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
+        if order.draw is not None:
+            self.masks.may_mask(plan, order.transcript, order.draw)
         self._reserve(plan)
         records = self._records(plan)
         module = self._module(plan, order.weights)
-        tables: dict[str, np.ndarray] = {
-            part: self._table(order, part, records, module) for part in order.evaluate
-        }
-        delta = self._train(order, records, module) if order.train else None
-        releases = [plan.table_release(part) for part in order.evaluate]
-        releases += [plan.train_release()] if order.train else []
-        self.log.info("round %s of run %s: released %s", order.round, plan.run_id, [r.kind for r in releases])
-        return RoundReply(self.facts.name, delta, tables, tuple(releases))
+        self._must_have_the_size(plan, module)
+        self._charge(order, once=masked)
+        reply = self._masked(order, records, module) if masked else self._own_noise(order, records, module)
+        kinds = [release.kind for release in order.releases]
+        self.log.info("round %s of run %s: released %s", order.round, plan.run_id, kinds)
+        return reply
+
+    def make_keys(self, order: KeysOrder) -> Keys:
+        """Fresh mask keys for a run that the policy permits, with the head that this node keeps of its neighbour."""
+        self._review(order.plan)
+        self._meet(order.heads)
+        neighbour = self._neighbour(order.plan)
+        kept = None if neighbour not in self._keeps else (neighbour, self._keeps[neighbour])
+        return Keys(self.facts.name, self.masks.keys(order.plan, order.draws, kept))
+
+    def deal(self, order: DealOrder) -> Dealt:
+        """Check the peers' keys and what they keep of this node's ledger; share this node's seeds with them."""
+        self._review(order.plan)
+        sealed, roster = self.masks.deal(order.plan, order.adverts)
+        kept = [advert.keeps for advert in roster.adverts if advert.keeps is not None]
+        for name, seq, head in kept:
+            self._meet({name: Head(seq, head)})
+        return Dealt(self.facts.name, sealed)
+
+    def agree(self, order: AgreeOrder) -> Signed:
+        """Sign one list of survivors."""
+        return Signed(self.facts.name, self.masks.agree(order))
+
+    def open(self, order: OpenOrder) -> Opened:
+        """Open the shares that unmask the sum of the list that was signed."""
+        return Opened(self.facts.name, self.masks.open(order))
+
+    @property
+    def head(self) -> Head:
+        """The newest entry of the ledger."""
+        return Head(*self.ledger.head)
 
     def close(self) -> None:
         """Close the ledger and the log."""
@@ -113,20 +166,47 @@ class Node:
     def _reserve(self, plan: TrainPlan) -> None:
         if plan.sha256 not in self._reserved:
             split = self._split_id(plan)
-            self.ledger.reserve(
-                plan.sha256, [replace(release, split_id=split) for release in plan.releases()]
-            )
+            named = [replace(release, split_id=split) for release in plan.releases()]
+            self.ledger.reserve(_facts(plan), named)
             self._reserved.add(plan.sha256)
 
-    def _charge(self, order: RoundOrder, release: Release) -> None:
-        """On the agency's disk before its noise is drawn."""
-        named = replace(release, split_id=self._split_id(order.plan))
-        self.ledger.charge(order.plan.sha256, f"{order.order_id}/{release.part}", named)
+    def _charge(self, order: RoundOrder, *, once: bool) -> None:
+        """On the agency's disk before any noise of this order is drawn."""
+        split = self._split_id(order.plan)
+        named = [replace(release, split_id=split) for release in order.releases]
+        self.ledger.charge(_facts(order.plan), order.order_id, named, once=once)
+
+    def _meet(self, heads: Heads) -> None:
+        """`Refused(LEDGER)` where others have seen entries of this node's ledger that it does not have."""
+        seen = heads.get(self.facts.name)
+        if seen is not None and not self.ledger.holds(*seen):
+            raise Refused(
+                Reason.LEDGER,
+                f"the ledger is behind: others have seen entry {seen.seq} of it, which is not here as they saw it. It "
+                "was put back from an older copy, or replaced: restore the newest one",
+            )
+
+    def _neighbour(self, plan: TrainPlan) -> str:
+        """The agency whose ledger's head this node keeps: the one before it in the circle of names."""
+        names = sorted(participant.name for participant in plan.participants)
+        return names[names.index(self.facts.name) - 1]
+
+    def _keep_neighbour(self, plan: TrainPlan, heads: Heads) -> None:
+        """Remember the newest head of the neighbour: nobody's word but the chain's decides, so the larger stays."""
+        name = self._neighbour(plan)
+        if name in heads and heads[name].seq > self._keeps.get(name, Head(0, "")).seq:
+            self._keeps[name] = heads[name]
+            path = self.folder / "keeps.json"
+            beside = path.with_suffix(".writing")
+            beside.write_text(json.dumps(self._keeps))
+            beside.replace(path)
 
     def _split_id(self, plan: TrainPlan) -> str:
         """Names how people are dealt into parts: another secret, fraction or split column is another split."""
         text = f"{plan.tune_fraction}|{plan.test_fraction}|{self.contract.split or ''}"
-        return hashlib.blake2b(text.encode(), key=_split_key(self.folder), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            text.encode(), key=keys.secret(self.folder / "split.key"), digest_size=8
+        ).hexdigest()
 
     def _review(self, plan: TrainPlan) -> None:
         self.policy.review(plan)
@@ -156,7 +236,7 @@ class Node:
             self.folder / self.facts.table,
             self.facts.kind,
             fractions=fractions,
-            key=_split_key(self.folder),
+            key=keys.secret(self.folder / "split.key"),
             min_people=self.policy.min_people,
         )
         return Resident(dataset)
@@ -171,12 +251,33 @@ class Node:
             raise Refused(Reason.MALFORMED, str(error)) from None
         return module
 
+    def _must_have_the_size(self, plan: TrainPlan, module: torch.nn.Module) -> None:
+        """`Refused(MALFORMED)` where the noise is accounted for another number of values than leave."""
+        shared = plan.privacy.shared
+        if shared is None:
+            return
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        cells = len(self.contract.group_names) * (len(plan.edges) - 1) * 2
+        if (shared.parameters, shared.cells) != (parameters, cells):
+            raise Refused(
+                Reason.MALFORMED,
+                f"privacy.shared: the model has {parameters} parameters and a table {cells} cells, the plan says "
+                f"{shared.parameters} and {shared.cells}",
+            )
+
+    def _own_noise(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> RoundReply:
+        """What this agency may release by itself: its own noise is in it."""
+        tables: dict[str, np.ndarray] = {
+            part: self._table(order, part, records, module) for part in order.evaluate
+        }
+        delta = self._train(order, records, module) if order.train else None
+        return RoundReply(self.facts.name, delta, tables, order.releases, self.head)
+
     def _table(
         self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module
     ) -> np.ndarray:
         x, y, _, group = records.part(part)
-        release = order.plan.table_release(part)
-        self._charge(order, release)
+        privacy = order.plan.privacy
         return noised_table(
             module,
             x,
@@ -184,7 +285,7 @@ class Node:
             group,
             edges=np.asarray(order.plan.edges),
             n_groups=len(self.contract.group_names),
-            sigma=release.noise_multiplier,
+            sigma=privacy.tune_sigma if part == "tune" else privacy.test_sigma,
             noise=self._noise(order, part),
         )
 
@@ -195,8 +296,6 @@ class Node:
 
         plan = order.plan
         x, y, present, _ = records.part("train")
-        agreed = plan.participant(self.facts.name)
-        self._charge(order, plan.train_release())
         return train.dp_fit(
             module,
             x,
@@ -204,11 +303,64 @@ class Node:
             present,
             privacy=plan.privacy,
             local=plan.local,
-            expected_batch=plan.privacy.sample_rate * agreed.public_size * plan.train_fraction,
+            expected_batch=plan.expected_batch(self.facts.name),
             free=self._free(module),
             sampling=self._sampling(order),
             noise=self._noise(order, "train"),
         )
+
+    def _masked(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> MaskedReply:
+        """This agency's whole numbers with its share of the noise, under masks: it never leaves without them."""
+        plan, limit = order.plan, order.plan.privacy.limit
+        numbers = [self._exact_table(order, part, records, module, limit) for part in order.evaluate]
+        if order.train:
+            numbers.append(self._exact_sum(order, records, module, limit))
+        purposes = [*order.evaluate, "train"] if order.train else list(order.evaluate)
+        noised = [
+            values + self._share(order, purpose, release)
+            for values, purpose, release in zip(numbers, purposes, order.releases, strict=True)
+        ]
+        assert plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
+        assert order.draw is not None  # noqa: S101 - `round` asks for it
+        vector = masks.wrap(np.concatenate(noised), plan.privacy.shared.bits)
+        masked = self.masks.mask(plan, order.transcript, order.draw, vector)
+        return MaskedReply(self.facts.name, masked, order.releases, self.head)
+
+    def _exact_table(
+        self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module, limit: int
+    ) -> np.ndarray:
+        """A table in grid steps, (cells,) int64: nobody sees it."""
+        x, y, _, group = records.part(part)
+        edges, n_groups = np.asarray(order.plan.edges), len(self.contract.group_names)
+        counts = table_counts(module, x, y, group, edges=edges, n_groups=n_groups).ravel()
+        assert order.plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
+        return masks.to_grid(counts, order.plan.privacy.shared.steps_per_person, limit)
+
+    def _exact_sum(
+        self, order: RoundOrder, records: "Resident", module: torch.nn.Module, limit: int
+    ) -> np.ndarray:
+        """A batch's clipped sum in grid steps, (parameters,) int64: nobody sees it."""
+        from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
+
+        privacy = order.plan.privacy
+        assert privacy.shared is not None  # noqa: S101 - `round` asks for it
+        x, y, present, _ = records.part("train")
+        total = train.dp_sum(
+            module,
+            x,
+            y,
+            present,
+            max_grad_norm=privacy.max_grad_norm,
+            sample_rate=privacy.sample_rate,
+            sampling=self._sampling(order),
+        )
+        return masks.to_grid(total, privacy.shared.steps_per_norm / privacy.max_grad_norm, limit)
+
+    def _share(self, order: RoundOrder, purpose: str, release: object) -> np.ndarray:
+        """This agency's share of the noise of one release, on every coordinate, held here or not."""
+        assert isinstance(release, SharedRelease)  # noqa: S101 - `round` asks for it
+        stream = self._stream(order, f"{purpose} noise")
+        return randomness.discrete_gaussian(stream, release.dimension, release.share_variance)
 
     def _free(self, module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         """0 where a first-layer weight belongs to a block that this agency does not hold."""
@@ -228,17 +380,23 @@ class Node:
         from clients import train
 
         if order.plan.seed is None:
-            return train.os_noise()
-        return train.simulated_noise(self._stream(order, f"{purpose} noise"))
+            return randomness.gaussian(Stream.fresh())
+        return train.simulated_noise(self._seed(order, f"{purpose} noise"))
 
-    def _sampling(self, order: RoundOrder) -> np.random.Generator:
+    def _sampling(self, order: RoundOrder) -> Callable[[int, float], np.ndarray]:
         from clients import train
 
         if order.plan.seed is None:
-            return train.os_sampling()
-        return train.simulated_sampling(self._stream(order, "sampling"))
+            return randomness.poisson_batches(Stream.fresh())
+        return train.simulated_sampling(self._seed(order, "sampling"))
 
-    def _stream(self, order: RoundOrder, purpose: str) -> int:
+    def _stream(self, order: RoundOrder, purpose: str) -> Stream:
+        """Of the operating system's randomness, but in a simulation, which a seed repeats."""
+        if order.plan.seed is None:
+            return Stream.fresh()
+        return Stream.seeded(f"{self._seed(order, purpose)}")
+
+    def _seed(self, order: RoundOrder, purpose: str) -> int:
         """Seed of one stream: of (seed, agency, round, purpose), so two agencies never share noise."""
         text = f"{order.plan.seed}|{self.facts.name}|{order.round}|{purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
@@ -279,7 +437,10 @@ def open_node(folder: Path) -> Node:
         raise NodeError(f"node.toml: the contract file {facts.contract} cannot be read") from None
     except (ContractError, yaml.YAMLError) as error:
         raise NodeError(f"the contract {facts.contract} is not usable: {error}") from None
-    return Node(folder, facts, policy, contract)
+    try:
+        return Node(folder, facts, policy, contract)
+    except KeyFileError as error:
+        raise NodeError(str(error)) from None
 
 
 def _read_node_file(path: Path) -> NodeFile:
@@ -293,26 +454,17 @@ def _read_node_file(path: Path) -> NodeFile:
         raise NodeError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
 
 
-@functools.cache
-def _split_key(folder: Path) -> bytes:
-    """The node's secret for the split, made at first use, readable by its owner alone.
+def _facts(plan: TrainPlan) -> PlanFacts:
+    return PlanFacts(plan.sha256, plan.run_id, plan.experiment, plan.purpose)
 
-    It appears whole: two processes that start at once, or one that is killed, leave no half of a key.
-    """
-    path = folder / "split.key"
-    if not path.exists():
-        whole = folder / f".split.key.{secrets.token_hex(8)}"
-        whole.touch(mode=0o600)
-        whole.write_bytes(secrets.token_bytes(KEY_BYTES))
-        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
-            os.link(whole, path)
-        whole.unlink()
-    key = path.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise NodeError(
-            f"{path} must hold {KEY_BYTES} bytes: put the node's own key back, or remove the file"
-        )
-    return key
+
+def _read_keeps(folder: Path) -> dict[str, Head]:
+    """The newest heads of a neighbour's ledger that this node has seen; none where the file does not decode."""
+    try:
+        kept = json.loads((folder / "keeps.json").read_text())
+        return {str(name): Head(int(seq), str(head)) for name, (seq, head) in kept.items()}
+    except (OSError, AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _file_log(folder: Path, name: str) -> logging.Logger:

@@ -7,25 +7,73 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from federation.protocol import Agreed, Reason, Refused, TrainPlan, sentences
+from clients.budget import Budget, Limit, Span
+from federation.plan import Agreed, Reason, Refused, Slug, TrainPlan, sentences
+from federation.release import VIEWERS
 
 
 class PolicyError(ValueError):
     """A policy file that cannot be used: one sentence for each problem. The node does not start."""
 
 
-class BudgetRule(Agreed):
-    """What all plans together may spend on one person of this agency."""
+Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    epsilon: Annotated[float, Field(gt=0)]
+
+class EpsilonTo(Agreed):
+    """The most ε to each viewer. A bare number is the same for all three; what is left out is as `coordinator`.
+
+    `public`: whoever sees sums and results. `coordinator`: the coordinator, told everything by as many
+    agencies as a plan withstands. `everybody`: all other agencies and the coordinator together, against whom
+    only this agency's own share of noise counts. With an agency's own noise the three are one.
+    """
+
+    coordinator: Epsilon
+    public: Epsilon | None = None
+    everybody: Epsilon | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_number(cls, value: object) -> object:
+        return {"coordinator": value} if isinstance(value, int | float) else value
+
+    def limit(self, span: Span, name: str | None, delta: float) -> Limit:
+        """As the ledger takes it."""
+        to = {viewer: getattr(self, viewer) or self.coordinator for viewer in VIEWERS}
+        return Limit(span, name, delta, to)
+
+
+class BudgetRules(Agreed):
+    """What all plans together may spend on one person of this agency: for life, and in narrower spans.
+
+    `year`: any 365 days. `experiment`: each experiment by itself. `purpose`: by name.
+    """
+
     delta: Annotated[float, Field(gt=0, lt=1)]
+    life: EpsilonTo
+    year: EpsilonTo | None = None
+    experiment: EpsilonTo | None = None
+    purpose: dict[Slug, EpsilonTo] = Field(default_factory=dict)
+
+    def limits(self) -> Budget:
+        """Every limit; a plan must keep all."""
+        spans: list[tuple[Span, EpsilonTo | None]] = [
+            ("life", self.life),
+            ("year", self.year),
+            ("experiment", self.experiment),
+        ]
+        found = [rule.limit(span, None, self.delta) for span, rule in spans if rule is not None]
+        found += [rule.limit("purpose", name, self.delta) for name, rule in self.purpose.items()]
+        return tuple(found)
 
 
 class Policy(Agreed):
     """What a plan must satisfy. The defaults permit nothing: an agency writes what it agrees to.
 
+    `min_colluders` is the smallest c that a plan with shared noise must withstand, `max_honest` the largest
+    number h of other agencies' honesty that this agency's privacy may rest on (0: no shared noise).
+    `min_reply_seconds` makes every reply take at least that long, so that its time says less.
     `simulation` may be true only where the records are synthetic or public: it lets a plan carry a
     seed, and go without noise.
     """
@@ -37,7 +85,10 @@ class Policy(Agreed):
     max_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     min_people: Annotated[int, Field(ge=1)] = 50
     min_agencies: Annotated[int, Field(ge=1)] = 1
-    budget: BudgetRule | None = None
+    min_colluders: Annotated[int, Field(ge=0)] = 1
+    max_honest: Annotated[int, Field(ge=0)] = 0
+    min_reply_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
+    budget: BudgetRules | None = None
     simulation: bool = False
 
     def review(self, plan: TrainPlan) -> None:
@@ -52,6 +103,7 @@ class Policy(Agreed):
             )
         if self.simulation:
             return
+        self._review_shared_noise(plan)
         if plan.seed is not None:
             raise Refused(
                 Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others"
@@ -68,6 +120,21 @@ class Policy(Agreed):
             raise Refused(Reason.PRIVACY, f"max_delta: the plan has more than {self.max_delta}")
         if self.budget is None:
             raise Refused(Reason.BUDGET, "budget: the policy states none, so nothing can be spent")
+
+    def _review_shared_noise(self, plan: TrainPlan) -> None:
+        shared = plan.privacy.shared
+        if shared is None:
+            return
+        if shared.colluders < self.min_colluders:
+            raise Refused(
+                Reason.PRIVACY,
+                f"min_colluders: the plan withstands {shared.colluders}, the least is {self.min_colluders}",
+            )
+        if shared.honest > self.max_honest:
+            raise Refused(
+                Reason.PRIVACY,
+                f"max_honest: the plan rests on {shared.honest} honest agencies, the most is {self.max_honest}",
+            )
 
 
 def read_policy(path: Path) -> Policy:

@@ -17,7 +17,6 @@ Opacus' optimizer takes s, adds the noise, divides and steps.
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -30,10 +29,11 @@ from torch.linalg import vector_norm
 from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
 from torch.nn.functional import linear
 
-from federation.protocol import LocalPlan, PrivacyPlan
+from federation.plan import MOST_ROWS, LocalPlan, PrivacyPlan
 from models.risk import Stack
 
 Noise = Callable[[int, float], Tensor]  # (n, std) -> n Gaussian draws, flat float32
+Sampling = Callable[[int, float], np.ndarray]  # (n, q) -> indices of those drawn, each with chance q
 ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat
 Values = np.ndarray | Tensor
 
@@ -41,6 +41,12 @@ Values = np.ndarray | Tensor
 # people are clipped that much inside C, so that nobody adds more than C. (Adding up a batch rounds
 # by about 1e-7 of the sum, far below the noise; that is not counted.)
 ROUNDING = 2e-6
+
+# For a sum in float64 a person's rows count more: at most C / ROW_SLACK in all, so that what cancels between
+# rows cannot hide a rounding error. Added up by chunks of CHUNK rows, 2^20 rows are then off by at most
+# (CHUNK + 2^20 / CHUNK) 2^-53 2^20 C / ROW_SLACK = 2^-13 C: half of SUM_SLACK, which counts two such sums.
+ROW_SLACK = 2.0**-9
+CHUNK = 1024
 
 
 def dp_fit(
@@ -53,7 +59,7 @@ def dp_fit(
     local: LocalPlan,
     expected_batch: float,
     free: Mapping[str, Tensor] | None = None,
-    sampling: np.random.Generator,
+    sampling: Sampling,
     noise: Noise,
 ) -> dict[str, np.ndarray]:
     """Take `local.steps` steps of DP-SGD from the module's weights; leave it at the new ones.
@@ -75,12 +81,37 @@ def dp_fit(
     optimizer = _Optimizer(weights, noise, privacy, local.learning_rate, expected_batch)
     optimizer.attach_step_hook(_after_noise(weights, start, local, _flat_mask(module, free)))
     with torch.inference_mode(_linear_layers(module) is not None):  # book-keeping needs no autograd
-        for size in sampling.binomial(len(x), privacy.sample_rate, size=local.steps):
-            batch = torch.from_numpy(sampling.choice(len(x), size, replace=False, shuffle=False))
-            rows = None if present is None else present.index_select(0, batch)
-            weights.grad = clipped_sum(x.index_select(0, batch), y.index_select(0, batch), rows)
+        for _ in range(local.steps):
+            weights.grad = clipped_sum(*_drawn(x, y, present, sampling(len(x), privacy.sample_rate)))
             optimizer.step()
     return _finish(module, start, weights.data)
+
+
+def dp_sum(
+    module: nn.Module,
+    x: Values,
+    y: Values,
+    present: Values | None,
+    *,
+    max_grad_norm: float,
+    sample_rate: float,
+    sampling: Sampling,
+) -> np.ndarray:
+    """One Poisson batch's clipped sum s at the module's weights, float64, flat in the module's order.
+
+    No noise is in it: it must not leave. Each product is exact in float64 and only adding up rounds: for up
+    to `MOST_ROWS` rows by less than half of `federation.plan.SUM_SLACK` x C. ValueError for more rows, and
+    for shapes that do not fit.
+    """
+    x, y, present = _resident(x, y, present)
+    _check_logits(module, x)
+    weights = _flatten({name: p.detach() for name, p in module.named_parameters()})
+    total = _summer(module, weights, max_grad_norm, torch.float64)
+    with torch.inference_mode(_linear_layers(module) is not None):
+        batch = sampling(len(x), sample_rate)
+        if len(batch) * math.prod(x.shape[1:-1]) > MOST_ROWS:
+            raise ValueError(f"a batch may have {MOST_ROWS} rows at most: lower privacy.sample_rate")
+        return total(*_drawn(x, y, present, batch)).numpy()
 
 
 def clipped_sum(
@@ -96,47 +127,36 @@ def clipped_sum(
     return _unflatten(module, _summer(module, weights, max_grad_norm)(x, y, present))
 
 
-# --- sources of randomness ----------------------------------------------------------------------------
+def _drawn(
+    x: Tensor, y: Tensor, present: Tensor | None, batch: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    at = torch.from_numpy(batch)
+    rows = None if present is None else present.index_select(0, at)
+    return x.index_select(0, at), y.index_select(0, at), rows
+
+
+# --- repeatable randomness, for simulations only -------------------------------------------------------
 
 
 def simulated_noise(seed: int) -> Noise:
-    """Noise that `seed` repeats, for simulations only: PyTorch's generator keeps 32 bits of a seed.
+    """Noise that `seed` repeats: PyTorch's generator keeps 32 bits of a seed.
 
-    All bits of `seed` (any size, >= 0) enter, so streams that differ only high up differ.
+    All bits of `seed` (any size, >= 0) enter, so streams that differ only high up differ. A deployed node
+    has `clients.randomness` instead.
     """
     folded = int(np.random.SeedSequence(seed).generate_state(1)[0])
     generator = torch.Generator().manual_seed(folded)
     return lambda n, std: torch.empty(n).normal_(0.0, std, generator=generator)
 
 
-def simulated_sampling(seed: int) -> np.random.Generator:
-    """Batches that `seed` repeats, for simulations only."""
-    return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(seed)))
+def simulated_sampling(seed: int) -> Sampling:
+    """Batches that `seed` repeats."""
+    generator = np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(seed)))
 
-
-def os_noise() -> Noise:
-    """Noise from the operating system's generator, for deployments.
-
-    Box-Muller in float64 on 53-bit uniforms; no seed exists and nothing can be repeated. Rounded to
-    float32, so not proof against attacks on floating-point noise (Mironov, CCS 2012).
-    """
-
-    def draw(n: int, std: float) -> Tensor:
-        bits = np.frombuffer(os.urandom(16 * ((n + 1) // 2)), dtype=np.uint64).reshape(2, -1)
-        uniform = torch.from_numpy(((bits >> np.uint64(11)) + 0.5) * 2.0**-53)  # in (0, 1): the log is finite
-        radius, angle = (-2.0 * uniform[0].log()).sqrt_().mul_(std), 2.0 * math.pi * uniform[1]
-        return torch.cat((radius * angle.cos(), radius * angle.sin()))[:n].float()
+    def draw(n: int, rate: float) -> np.ndarray:
+        return generator.choice(n, generator.binomial(n, rate), replace=False, shuffle=False)
 
     return draw
-
-
-def os_sampling() -> np.random.Generator:
-    """Batches for deployments: a generator with 256 fresh bits from the operating system.
-
-    PCG64 is not a cipher, but a batch is never shown to anyone, only its noised sum: make a new one
-    for each call of `dp_fit`.
-    """
-    return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(os.urandom(32))))
 
 
 # --- the optimizer ------------------------------------------------------------------------------------
@@ -161,7 +181,7 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         self.params = [weights]
         super().__init__(
             _Descent(weights, lr),
-            noise_multiplier=privacy.noise_multiplier if privacy.mechanism == "gaussian" else 0.0,
+            noise_multiplier=privacy.noise_multiplier if privacy.mechanism == "local" else 0.0,
             max_grad_norm=privacy.max_grad_norm,
             expected_batch_size=expected_batch,
         )
@@ -215,13 +235,19 @@ def _after_noise(
 # --- the clipped sum ----------------------------------------------------------------------------------
 
 
-def _summer(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
-    """The clipped sum as a function of a batch, at whatever `weights` (flat) holds when it is called."""
+def _summer(
+    module: nn.Module, weights: Tensor, max_grad_norm: float, dtype: torch.dtype = torch.float32
+) -> ClippedSum:
+    """The clipped sum as a function of a batch, at whatever `weights` (flat) holds when it is called.
+
+    Each person's clipped gradient is float32 whatever `dtype`; the sum over people is taken in `dtype`.
+    """
     layers = _linear_layers(module)
     if layers is None:
-        return _hooks(module, weights, max_grad_norm)
+        return _hooks(module, weights, max_grad_norm, dtype)
     at = _unflatten(module, weights)
-    return _book_keeping([(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers], max_grad_norm)
+    of_layers = [(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers]
+    return _book_keeping(of_layers, max_grad_norm, dtype)
 
 
 def _linear_layers(module: nn.Module) -> list[str] | None:
@@ -236,7 +262,9 @@ def _linear_layers(module: nn.Module) -> list[str] | None:
     return [f"layers.{i}" for i in range(0, len(layers), 2)]
 
 
-def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> ClippedSum:
+def _book_keeping(
+    layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float, dtype: torch.dtype
+) -> ClippedSum:
     """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output."""
 
     def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
@@ -251,20 +279,23 @@ def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: flo
             (a, g, bias is not None) for a, g, (_, bias) in zip(inputs, outputs[::-1], layers, strict=True)
         ]
         if max_grad_norm < math.inf:
-            factor = _clip_factors(_squared_norms(kept), max_grad_norm)
+            slack = ROUNDING if dtype is torch.float32 else ROW_SLACK
+            factor = _clip_factors(_squared_norms(kept, slack), max_grad_norm)
             factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
             for _, g, _ in kept:
                 g.mul_(factor)
-        return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
+        return torch.cat(
+            [part for a, g, bias in kept for part in _layer_sums(a.to(dtype), g.to(dtype), bias)]
+        )
 
     return clipped_sum
 
 
-def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]]) -> Tensor:
+def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]], row_slack: float) -> Tensor:
     """The squared norm of each person's gradient, (B,). A bias is an input of 1.
 
     With several rows it is |sum_r g_r a_r^T|^2 = sum_rs (a_r . a_s)(g_r . g_s), in float64 because rows
-    may cancel; and float32 rounds each row's gradient, so the norm is raised by `ROUNDING` x their sizes.
+    may cancel; and float32 rounds each row's gradient, so the norm is raised by `row_slack` x their sizes.
     """
     if kept[0][0].ndim == 2:
         return _total(
@@ -274,7 +305,7 @@ def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]]) -> Tensor:
     wide = [(a.double(), g.double(), has_bias) for a, g, has_bias in kept]
     gram = _total((a @ a.mT + has_bias) * (g @ g.mT) for a, g, has_bias in wide)  # (B, k, k)
     rows = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
-    return (gram.sum((1, 2)).clamp(min=0).sqrt() + ROUNDING * rows).square()
+    return (gram.sum((1, 2)).clamp(min=0).sqrt() + row_slack * rows).square()
 
 
 def _total(tensors: Iterable[Tensor]) -> Tensor:
@@ -290,11 +321,16 @@ def _clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
 
 def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
     """sum over people and rows of g a^T, and of g for the bias, flat."""
+    several_rows = a.ndim == 3
     a, g = a.flatten(0, -2), g.flatten(0, -2)
+    if several_rows and a.dtype is torch.float64 and len(a) > CHUNK:
+        pairs = zip(torch.split(a, CHUNK), torch.split(g, CHUNK), strict=True)
+        chunks = [_layer_sums(*both, has_bias) for both in pairs]
+        return [_total(parts) for parts in zip(*chunks, strict=True)]
     return [(g.t() @ a).flatten(), g.sum(0)] if has_bias else [(g.t() @ a).flatten()]
 
 
-def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
+def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float, dtype: torch.dtype) -> ClippedSum:
     """Opacus' hooks: each person's gradient written out, (B, ...) for each parameter. Any architecture.
 
     Works on a copy of the module whose parameters are views of `weights`.
@@ -307,14 +343,14 @@ def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedS
 
     def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
         if len(x) == 0:
-            return torch.zeros_like(weights)
+            return torch.zeros_like(weights, dtype=dtype)
         x = x.detach().requires_grad_()  # PyTorch warns of a backward hook whose input needs no gradient
         losses = logistic_loss(hooked(x), y, reduction="none")
         torch.autograd.backward((losses if present is None else losses * present).sum())
         samples = [p.grad_sample.flatten(1) for p in parameters]
         hooked.zero_grad()  # drops grad_sample too
         factor = _clip_factors(_total(sample.square().sum(1) for sample in samples), max_grad_norm)
-        return torch.cat([factor @ sample for sample in samples])
+        return torch.cat([factor.to(dtype) @ sample.to(dtype) for sample in samples])
 
     return clipped_sum
 

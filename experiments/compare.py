@@ -150,9 +150,7 @@ def _check(study: Study) -> None:
     if settings.engine.name != "local":
         raise SettingsError(f"compare runs on engine=local, got engine={settings.engine.name}")
     if not np.isfinite(settings.privacy.max_grad_norm):
-        raise SettingsError(
-            "compare needs a finite privacy.max_grad_norm (privacy=gaussian has one), got inf"
-        )
+        raise SettingsError("compare needs a finite privacy.max_grad_norm (privacy=local has one), got inf")
 
 
 def _steps(study: Study) -> int:
@@ -308,7 +306,7 @@ def without_privacy(experiment: Experiment) -> Experiment:
 def at_epsilon(experiment: Experiment, epsilon: float) -> Experiment:
     """The same plan at `epsilon` for training and for the test table, and no tables on the way."""
     changes = {
-        "mechanism": "gaussian",
+        "mechanism": "shared" if experiment.settings.privacy.mechanism == "shared" else "local",
         "epsilon": epsilon,
         "noise_multiplier": None,
         "evaluate_epsilon": None,

@@ -113,7 +113,7 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
     settings = _part(Settings, values, "", problems)
     if problems or data is None or compare is None or settings is None:
         raise SettingsError("\n".join(problems))
-    settings.privacy_plan()  # or there is no noise that keeps the target
+    settings.noise()  # or there is no noise that keeps the target
     return settings, data, compare, _contract(contract, "contract").to_dict() if contract else {}
 
 

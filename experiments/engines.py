@@ -239,20 +239,27 @@ def make_node_folders(
 ) -> list[Path]:
     """One node folder for each agency of a simulation, as an agency's IT would lay it out.
 
-    The policy says that it is a simulation; the split key derives from `seed`, so runs repeat.
+    The policy says that it is a simulation; the split key derives from `seed`, so runs repeat. Signing keys
+    are made here and pinned by all: a simulation has no other channel to exchange them.
     """
     import tomli_w
     import yaml
 
+    from clients.keys import public_text
+
+    homes = {agency.name: folder / agency.name for agency in agencies}
+    for home in homes.values():
+        home.mkdir(parents=True, exist_ok=True)
+    public = {name: public_text(home) for name, home in homes.items()}
     folders = []
     for agency in agencies:
-        home = folder / agency.name
-        home.mkdir(parents=True, exist_ok=True)
+        home = homes[agency.name]
         facts = {
             "name": agency.name,
             "table": str(agency.table.resolve()),
             "contract": "contract.yaml",
             "public_size": agency.public_size,
+            "peers": {name: key for name, key in public.items() if name != agency.name},
         }
         facts |= {} if agency.kind is None else {"kind": agency.kind}
         policy = {

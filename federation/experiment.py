@@ -7,12 +7,14 @@ is decoded and checked again by the server that runs it, so nothing can drift on
 
 import base64
 import functools
-from typing import Annotated, Any, Literal, Self, TypeVar
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from federation.privacy import noise_for
-from federation.protocol import (
+from federation import masks
+from federation.plan import (
     Agreed,
     Fraction,
     LocalPlan,
@@ -22,7 +24,10 @@ from federation.protocol import (
     TrainPlan,
     sentences,
 )
+from federation.privacy import noise_for
+from models import risk
 from models.contract import Contract
+from models.features import layout
 from models.risk import ModelSpec
 from models.scores import default_edges
 
@@ -41,24 +46,28 @@ class Privacy(Agreed):
 
     `epsilon` is for one agency's training over all rounds; `evaluate_epsilon` for each of the tune and
     test parts (None: the same). People of different parts are different people, so a person's loss is
-    the larger of the parts, not the sum.
+    the larger of the parts, not the sum. Under mechanism `shared` both are what the coordinator may learn
+    together with any `colluders` agencies, while up to `dropouts` agencies fail in a round.
     """
 
-    mechanism: Literal["gaussian", "none"] = "gaussian"
+    mechanism: Literal["local", "shared", "none"] = "local"
     epsilon: Positive | None = None
     noise_multiplier: Positive | None = None
     evaluate_epsilon: Positive | None = None
     delta: Probability = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    colluders: Annotated[int, Field(ge=0)] = 1
+    dropouts: Annotated[int, Field(ge=0)] = 1
 
     @model_validator(mode="after")
     def one_target(self) -> Self:
-        if self.mechanism == "gaussian" and (self.epsilon is None) == (self.noise_multiplier is None):
+        private = self.mechanism != "none"
+        if private and (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("needs exactly one of epsilon and noise_multiplier")
-        if self.mechanism == "gaussian" and self.epsilon is None and self.evaluate_epsilon is None:
+        if private and self.epsilon is None and self.evaluate_epsilon is None:
             raise ValueError("needs evaluate_epsilon where noise_multiplier takes the place of epsilon")
-        if self.mechanism == "gaussian" and self.max_grad_norm == float("inf"):
+        if private and self.max_grad_norm == float("inf"):
             raise ValueError("needs a finite max_grad_norm unless mechanism is none, got inf")
         return self
 
@@ -72,9 +81,14 @@ class Local(Agreed):
 
 
 class Strategy(Agreed):
-    """Which of Flower's strategies combines the agencies' changes, and its settings."""
+    """Which of Flower's strategies combines the agencies' changes, and its settings.
 
-    name: Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi"] = "fedavg"
+    `dp_fedsgd` is one clipped and noised sum of gradients per agency and round; `optimizer` is the
+    strategy of Flower's that then moves the weights.
+    """
+
+    name: Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "dp_fedsgd"] = "fedavg"
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavgm"
     server_learning_rate: Positive = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -146,6 +160,16 @@ class Settings(Agreed):
             raise ValueError(
                 f"evaluation.checkpoints must be at most rounds ({self.rounds}), got {self.evaluation.checkpoints}"
             )
+        if self.strategy.name == "dp_fedsgd" and self.local.steps != 1:
+            raise ValueError(
+                f"local.steps must be 1 for strategy dp_fedsgd, which takes its steps at the coordinator, got "
+                f"{self.local.steps}: set rounds instead"
+            )
+        if self.privacy.mechanism == "shared" and self.strategy.name != "dp_fedsgd":
+            raise ValueError(
+                f"strategy must be dp_fedsgd where privacy is shared, got {self.strategy.name}: behind masks there "
+                "is only a sum, so nothing that needs each agency's own steps, loss or rank can be used"
+            )
         return self
 
     @functools.cached_property
@@ -154,30 +178,33 @@ class Settings(Agreed):
         count = self.evaluation.checkpoints
         return tuple(sorted({round(self.rounds * (i + 1) / count) for i in range(count)}))
 
-    def privacy_plan(self) -> PrivacyPlan:
+    def noise(self) -> "Noise":
         """The noise of every release; `SettingsError` where no noise keeps the target ε."""
         privacy = self.privacy
-        common = {
-            "mechanism": privacy.mechanism,
-            "max_grad_norm": privacy.max_grad_norm,
-            "sample_rate": privacy.sample_rate,
-            "delta": privacy.delta,
-        }
         if privacy.mechanism == "none":
-            return PrivacyPlan(noise_multiplier=0, tune_sigma=0, test_sigma=0, **common)
+            return Noise(noise_multiplier=0, tune_sigma=0, test_sigma=0)
+        sigma, shared = privacy.noise_multiplier, privacy.mechanism == "shared"
         steps = self.rounds * self.local.steps
-        sigma = privacy.noise_multiplier
         try:
             if sigma is None:
                 assert privacy.epsilon is not None  # Privacy.one_target
-                sigma = noise_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
+                sigma = noise_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps, shared=shared)
             tables = privacy.evaluate_epsilon or privacy.epsilon
             assert tables is not None  # Privacy.one_target
-            tune = noise_for(tables, privacy.delta, 1.0, max(1, len(self.checkpoint_rounds)))
-            test = noise_for(tables, privacy.delta, 1.0, 1)
+            checkpoints = max(1, len(self.checkpoint_rounds))
+            tune = noise_for(tables, privacy.delta, 1.0, checkpoints, shared=shared)
+            test = noise_for(tables, privacy.delta, 1.0, 1, shared=shared)
         except ValueError as error:
             raise SettingsError(f"privacy: {error}") from None
-        return PrivacyPlan(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test, **common)
+        return Noise(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test)
+
+
+class Noise(NamedTuple):
+    """Training's noise std / sensitivity, and the noise std of a cell of each table in people."""
+
+    noise_multiplier: float
+    tune_sigma: float
+    test_sigma: float
 
 
 class Experiment(Agreed):
@@ -212,24 +239,72 @@ class Experiment(Agreed):
         """The contract as a value."""
         return Contract.from_dict(self.contract)
 
+    @functools.cached_property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of the score bins, the cutoff among them."""
+        evaluation = self.settings.evaluation
+        return tuple(float(edge) for edge in default_edges(evaluation.bins, (evaluation.cutoff,)))
+
+    def privacy_plan(self) -> PrivacyPlan:
+        """The noise of every release and, where it is shared, by whom; `SettingsError` where that cannot be."""
+        privacy = self.settings.privacy
+        values = {
+            "mechanism": privacy.mechanism,
+            "max_grad_norm": privacy.max_grad_norm,
+            "sample_rate": privacy.sample_rate,
+            "delta": privacy.delta,
+            **self.settings.noise()._asdict(),
+        }
+        if privacy.mechanism == "shared":
+            values["shared"] = self._shared_noise()
+        return checked(PrivacyPlan, values, within=["privacy"])
+
+    def _shared_noise(self) -> dict[str, Any]:
+        """Who masks, and grids fine enough: `SharedNoise` says the rules."""
+        privacy, contract = self.settings.privacy, self.data_contract
+        members = [p for p in self.participants if contract.holds_label(p.kind)]
+        parameters = risk.count_parameters(self.settings.model, len(layout(contract).names))
+        noise = self.settings.noise()
+        honest = max(1, len(members) - privacy.colluders - privacy.dropouts)
+        steps_per_norm = math.ceil(1000 * math.sqrt(parameters))
+        # a share of at least 32 steps, so that a table's noise is as good as a Gaussian
+        coarsest = 32 * math.sqrt(honest) / min(noise.tune_sigma, noise.test_sigma)
+        steps_per_person = 2 ** max(0, math.ceil(math.log2(coarsest)))
+        people = 4 * max(p.public_size for p in members)  # four times the declared size is never clamped
+        share = max(
+            noise.noise_multiplier * steps_per_norm,
+            max(noise.tune_sigma, noise.test_sigma) * steps_per_person,
+        ) / math.sqrt(honest)
+        largest = people * max(steps_per_norm * privacy.sample_rate, steps_per_person)
+        return {
+            "agencies": tuple(sorted(p.name for p in members)),
+            "colluders": privacy.colluders,
+            "dropouts": privacy.dropouts,
+            "steps_per_norm": steps_per_norm,
+            "steps_per_person": steps_per_person,
+            "parameters": parameters,
+            "cells": len(contract.group_names) * (len(self.edges) - 1) * 2,
+            "bits": 32 if masks.limit_for(32, len(members), share) >= largest else 64,
+        }
+
     def plan(self, run_id: str, *, simulation: bool) -> TrainPlan:
         """The part of the experiment that agencies see, with σ found for the target ε.
 
         In a simulation it carries the seed, in a deployment never.
         """
         settings = self.settings
-        edges = default_edges(settings.evaluation.bins, (settings.evaluation.cutoff,))
         local = settings.local.model_dump() | {"proximal_mu": settings.strategy.proximal_mu}
         return TrainPlan(
             run_id=run_id,
+            experiment=settings.name,
             purpose=settings.purpose,
             contract_sha256=self.data_contract.sha256,
             model=settings.model,
-            privacy=settings.privacy_plan(),
+            privacy=self.privacy_plan(),
             local=LocalPlan(**local),
             rounds=settings.rounds,
             checkpoints=settings.checkpoint_rounds,
-            edges=tuple(float(edge) for edge in edges),
+            edges=self.edges,
             tune_fraction=settings.split.tune,
             test_fraction=settings.split.test,
             participants=self.participants,
@@ -251,9 +326,9 @@ class Experiment(Agreed):
             raise SettingsError("the run's configuration is not a fedrisk experiment in base64") from None
 
 
-def checked(cls: type[Model], value: str | dict[str, Any]) -> Model:
+def checked(cls: type[Model], value: str | dict[str, Any], within: Sequence[str] = ()) -> Model:
     """`value` (JSON text or a mapping) as a `cls`; `SettingsError` with every problem in a sentence."""
     try:
         return cls.model_validate_json(value) if isinstance(value, str) else cls.model_validate(value)
     except ValidationError as error:
-        raise SettingsError("\n".join(sentences(error))) from None
+        raise SettingsError("\n".join(sentences(error, within))) from None

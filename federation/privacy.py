@@ -23,7 +23,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,24 +64,26 @@ class Draw(NamedTuple):
 
 
 def draw_of(event: Event, viewer: Viewer = "coordinator", agencies: int = 1) -> Draw:
-    """One of the draws that one step is to `viewer`, for a person who is at `agencies` agencies in the sum.
+    """What one step at one of `agencies` agencies is to `viewer`, where a person is at all of them.
 
-    A person at m agencies moves a shared sum by up to m sensitivities. Each agency tosses its own coin, so
-    the noise is cut into m equal parts and each agency's share of the sum given one: to see the m parts is
-    to see more than their sum, and costs m draws with noise multiplier z / sqrt(m). That is exact at q = 1,
-    and close to the mixture of Binomial(m, q) sensitivities where z is large beside sqrt(m). (The noise is
-    within `closure` of one discrete Gaussian, and that within `closure` of the sum of m.) An agency's own
-    noise is that agency's alone: there the caller composes the agencies' releases.
+    A person at m agencies moves a shared sum by up to m sensitivities, and each agency tosses its own
+    coin. The noise, of s shares to `viewer`, is cut into m equal parts and each agency's contribution
+    given one: to see m contributions, each with its part, is to see more than their sum, and costs as m
+    releases compose, with noise multiplier z / sqrt(m). That is exact at q = 1, and close to the mixture
+    of Binomial(m, q) sensitivities where z is large beside sqrt(m). It holds whichever of the m agencies
+    is in a sum, and whichever part the person is in at each: fewer contributions leave larger parts. No part
+    need be less than one share, which each of the m adds itself. (The noise is within `closure` of one
+    discrete Gaussian, and that within `closure` of the sum of m.) An agency's own noise stays its own.
     """
     if isinstance(event, Release):
         return Draw(event.noise_multiplier, event.sample_rate)
     shares = event.shares(viewer)
+    noise_multiplier = event.noise_multiplier_to(viewer) / math.sqrt(min(agencies, shares))
+    if agencies >= shares:
+        return Draw(noise_multiplier, event.sample_rate, 0.0)
     apart = renyi.closure(event.share_variance, shares, event.dimension)
-    if agencies > 1 and shares > 1:
-        variance = event.share_variance * shares // agencies
-        apart += renyi.closure(variance, agencies, event.dimension)
-    scale = math.sqrt(agencies) if shares > 1 else 1.0  # against everybody each agency has its own share
-    return Draw(event.noise_multiplier_to(viewer) / scale, event.sample_rate, apart)
+    apart += renyi.closure(event.share_variance * shares // agencies, agencies, event.dimension)
+    return Draw(noise_multiplier, event.sample_rate, apart)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Spending:
     curves: Mapping[tuple[str, Part], Curve] = field(default_factory=dict)
 
     def plus(self, releases: Iterable[Event], agencies: int = 1) -> "Spending":
-        """This and `releases`, composed; `agencies`: how many agencies in a shared sum know the person."""
+        """This and one agency's `releases`, composed, for a person at `agencies` agencies (`draw_of`)."""
         curves = dict(self.curves)
         for where, draws in _by_part(releases, self.viewer, agencies).items():
             for draw, steps in draws.items():
@@ -174,10 +176,8 @@ def epsilon_at_several(
 ) -> float:
     """ε to `viewer` of a person known to `m` agencies: the worst `m`. With fewer agencies, all of them.
 
-    Releases with an agency's own noise compose, the worst part at each agency (each has its own split).
-    Shared sums add the sensitivities before the noise (`draw_of`), at worst with the person in the same part
-    everywhere: m draws with z / sqrt(m) grow faster than m, so no dealing over several parts is worse. As
-    many shared draws are counted as the agency that was in most of them had.
+    The agencies' releases compose, the worst part at each (each has its own split). Sensitivities add in a
+    shared sum before its noise, which the agencies' contributions are therefore given a part each of (`draw_of`).
     """
     _check_delta(delta)
     require(type(m) is int and m >= 1, "m", "a whole number from 1", m)
@@ -186,15 +186,11 @@ def epsilon_at_several(
     known = min(m, len(releases_per_agency))
     # worst[j]: undominated curves of a person at j of the agencies seen so far
     worst: list[list[Curve]] = [[np.zeros(())]] + [[] for _ in range(known)]
-    together: Counter[SharedRelease] = Counter()
     for releases in releases_per_agency:
-        here = Spending(viewer).plus(r for r in releases if isinstance(r, Release)).people()
+        here = Spending(viewer).plus(releases, agencies=known).people()
         for j in range(len(worst) - 1, 0, -1):
             worst[j] = _undominated([*worst[j], *(past + now for past in worst[j - 1] for now in here)])
-        together |= _one_step_each(releases)  # the larger of both counts
-    shared = [replace(event, steps=steps) for event, steps in together.items()]
-    sums = Spending(viewer).plus(shared, agencies=max(1, known)).people()
-    return max(_epsilon_of(own + both, delta) for own in worst[-1] for both in sums)
+    return max(_epsilon_of(curve, delta) for curve in worst[-1])
 
 
 def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int, *, shared: bool = False) -> float:
@@ -255,23 +251,13 @@ def _without_noise(releases: Iterable[Event]) -> bool:
     return any(isinstance(release, Release) and release.noise_multiplier == 0 for release in releases)
 
 
-def _one_step_each(releases: Iterable[Event]) -> Counter[SharedRelease]:
-    """Steps of each shared draw, whichever split its agency deals by."""
-    steps: Counter[SharedRelease] = Counter()
-    for release in releases:
-        if isinstance(release, SharedRelease):
-            steps[replace(release, steps=1, split_id="")] += release.steps
-    return steps
-
-
 def _by_part(
     releases: Iterable[Event], viewer: Viewer, agencies: int = 1
 ) -> dict[tuple[str, Part], Counter[Draw]]:
     """How often each draw was made, by (split id, part), in the order of first appearance."""
     merged: dict[tuple[str, Part], Counter[Draw]] = defaultdict(Counter)
     for release in releases:
-        times = agencies if isinstance(release, SharedRelease) else 1
-        merged[release.split_id, release.part][_draw(release, viewer, agencies)] += times * release.steps
+        merged[release.split_id, release.part][_draw(release, viewer, agencies)] += release.steps
     return merged
 
 
@@ -331,7 +317,7 @@ def _dp_accounting_curve(
     dp = _dp_accounting()
     accountant = dp.rdp.RdpAccountant(orders, dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     with _without_warnings():
-        accountant.compose(_event(noise_multiplier, sample_rate))
+        accountant.compose(_event(min(noise_multiplier, 1e100), sample_rate))  # it squares: 1e154 overflows
     curve: Curve = np.maximum(accountant.rdp, 0.0)
     return curve
 

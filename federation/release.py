@@ -7,6 +7,7 @@ never changes its meaning, and a new mechanism is a new type with its own `mecha
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self, get_args
 
 Kind = Literal["train", "evaluate", "stats"]
@@ -39,7 +40,7 @@ class Release:
         _check_common(self)
         noise = self.noise_multiplier
         require(
-            noise == 0 or 0.001 <= noise < math.inf,
+            isinstance(noise, Real) and (noise == 0 or 0.001 <= noise < math.inf),
             "noise_multiplier",
             "0 (no noise) or at least 0.001",
             noise,
@@ -82,7 +83,8 @@ class SharedRelease:
 
     def __post_init__(self) -> None:
         _check_common(self)
-        require(0 < self.sensitivity < math.inf, "sensitivity", "above 0 and finite", self.sensitivity)
+        finite = isinstance(self.sensitivity, Real) and 0 < self.sensitivity < math.inf
+        require(finite, "sensitivity", "above 0 and finite", self.sensitivity)
         for name in ("share_variance", "dimension", "agencies"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, "a whole number from 1", value)
@@ -128,7 +130,7 @@ _TYPES: Mapping[str, type[Release] | type[SharedRelease]] = {
 def event_from_dict(values: Mapping[str, Any]) -> Event:
     """The event that `to_dict` of either type wrote; ValueError for anything else."""
     mechanism = values.get("mechanism")
-    require(mechanism in _TYPES, "mechanism", f"one of {sorted(_TYPES)}", mechanism)
+    require(isinstance(mechanism, str) and mechanism in _TYPES, "mechanism", f"one of {sorted(_TYPES)}", mechanism)
     return _TYPES[str(mechanism)].from_dict(values)
 
 
@@ -141,7 +143,8 @@ def require(holds: bool, name: str, rule: str, found: object) -> None:
 def _check_common(event: Event) -> None:
     require(event.kind in get_args(Kind), "kind", f"one of {get_args(Kind)}", event.kind)
     require(event.part in get_args(Part), "part", f"one of {get_args(Part)}", event.part)
-    require(0 < event.sample_rate <= 1, "sample_rate", "in (0, 1]", event.sample_rate)
+    rate = event.sample_rate
+    require(isinstance(rate, Real) and 0 < rate <= 1, "sample_rate", "in (0, 1]", rate)
     require(type(event.steps) is int and event.steps >= 1, "steps", "a whole number from 1", event.steps)
     require(type(event.split_id) is str, "split_id", "text", event.split_id)
 

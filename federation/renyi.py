@@ -13,8 +13,9 @@ swaps mu_0 and mu_1 and keeps the measure, and x -> c - x is one for any symmetr
 
 A sum of discrete Gaussians is not one. On each coordinate the logarithm of its density differs from that
 of the discrete Gaussian with the summed variance by at most t (Kairouz, Liu, Steinke 2021,
-arXiv:2102.06387, Thm. 5: t = 10 sum_{k=1}^{n-1} exp(-2 pi^2 v k / (k+1)) for n shares of variance v), so
-E_mu_0[(mu_1/mu_0)^k] grows by at most exp((2k - 1) p t) on p coordinates: k >= 2 densities above, k - 1 below.
+arXiv:2102.06387, Thm. 5: t = 10 sum_{k=1}^{n-1} exp(-2 pi^2 v k / (k+1)) for n shares of variance v), so on
+p coordinates every mixture of its shifts is within p t of the same mixture of the discrete Gaussian's, and
+D_a grows by at most (2a - 1)/(a - 1) p t in either direction: a densities above, a - 1 below.
 
 A budget. At one order that is fixed before anything is spent, "stop before the sum of divergences exceeds
 B" keeps every adaptive choice within (a, B)-RDP (Feldman & Zrnic 2021, arXiv:2008.11193, Thm. 3.1). RDP becomes (ε, δ)
@@ -23,6 +24,7 @@ by Canonne, Kamath, Steinke 2020, Prop. 12.
 
 import functools
 import math
+import sys
 
 import numpy as np
 
@@ -34,23 +36,27 @@ _LOG_FACTORIAL = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, MOST_ORDER
 def rdp(noise_multiplier: float, sample_rate: float, order: int, closure: float = 0.0) -> float:
     """Rényi divergence at whole `order` >= 2 of one step, add-or-remove, the worse direction.
 
-    noise_multiplier: noise std / sensitivity, > 0. sample_rate: q in (0, 1].
+    noise_multiplier: noise std / sensitivity; inf where it is 0. sample_rate: q in (0, 1].
     closure: p t, how far the noise's log density may be from a discrete Gaussian's (see the module), >= 0.
     """
     if not 2 <= order <= MOST_ORDER or order != int(order):
         raise ValueError(f"order must be a whole number from 2 to {MOST_ORDER}, got {order!r}")
-    q, a = sample_rate, order
+    q, a, z = sample_rate, order, noise_multiplier
+    half = 0.5 / z / z if z > 0 else math.inf  # z * z may overflow
+    apart = (2 * a - 1) / (a - 1) * closure
+    if not a * (a - 1) * half < math.inf:
+        return math.inf
     if q == 1:
-        return a / (2 * noise_multiplier**2) + (2 * a - 1) / (a - 1) * closure
+        return a * half + apart
     k = np.arange(2, a + 1)
-    moment = k * (k - 1) / (2 * noise_multiplier**2) + (2 * k - 1) * closure
+    moment = np.maximum(k * (k - 1) * half, sys.float_info.min)  # 0 would become NaN, which no budget refuses
     chosen = _LOG_FACTORIAL[a] - _LOG_FACTORIAL[k] - _LOG_FACTORIAL[a - k]
     binomial = chosen + k * math.log(q) + (a - k) * math.log1p(-q)
     # the binomial weights sum to 1, so only what exceeds 1 is summed: nothing cancels when z is large
     log_terms = binomial + moment + np.log(-np.expm1(-moment))
     peak = float(log_terms.max())
     log_excess = peak + math.log(float(np.exp(log_terms - peak).sum()))
-    return float(np.logaddexp(0.0, log_excess)) / (a - 1)
+    return float(np.logaddexp(0.0, log_excess)) / (a - 1) + apart
 
 
 def closure(share_variance: float, shares: int, dimension: int) -> float:

@@ -124,6 +124,11 @@ def build(spec: ModelSpec, n_features: int, seed: int = 0) -> nn.Module:
     return ARCHITECTURES[spec.name](spec, n_features, layer)
 
 
+def count_parameters(spec: ModelSpec, n_features: int) -> int:
+    """How many numbers the model has."""
+    return sum(parameter.numel() for parameter in build(spec, n_features).parameters())
+
+
 def input_weight(module: nn.Module) -> str:
     """The name of the parameter whose last axis is the feature axis: the first Linear's weight."""
     for name, layer in module.named_modules():

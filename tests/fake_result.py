@@ -141,7 +141,7 @@ def _round(number: int, rng: np.random.Generator) -> dict[str, Any]:
 def _privacy(private: bool, busiest: float | None) -> dict[str, Any]:
     several = {"1": 3.0, "2": 4.63, "3": 6.02} if private else {"1": None, "2": None, "3": None}
     return {
-        "mechanism": "gaussian" if private else "none",
+        "mechanism": "local" if private else "none",
         "unit": "person at one agency",
         "adjacency": "add-or-remove",
         "accountant": "RDP (dp-accounting)",

@@ -24,7 +24,7 @@ from clients.app import make_app, node_from_config
 from clients.ledger import Ledger
 from experiments import engines
 from experiments.config import Study
-from federation import protocol
+from federation import wire
 from federation.protocol import Reason, Refusal
 from federation.server import checkpoint
 from federation.server.result import RunFacts
@@ -174,7 +174,7 @@ class Recording(engines.LocalGrid):
         found = list(super().pull_messages(message_ids))
         for message in found:
             assert not message.has_error()
-            reply = protocol.read_reply(message)
+            reply = wire.read_reply(message)
             self.replies.setdefault(reply.agency, []).append(reply)
         return found
 

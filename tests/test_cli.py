@@ -41,7 +41,7 @@ def test_the_help_of_run_shows_groups_and_no_trace_of_hydra() -> None:
     done = fedrisk("run", "--help")
     for line in (
         "model: logistic, mlp, residual",
-        "privacy: gaussian, none",
+        "privacy: local, none, shared",
         "fedrisk run --multirun seed=0,1,2",
     ):
         assert line in done.out

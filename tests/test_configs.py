@@ -77,7 +77,7 @@ def test_every_combination_is_a_plan(model: str, strategy: str, privacy: str) ->
     assert (settings.model.name, settings.strategy.name) == (model, strategy)
     plan = settings.privacy_plan()
     assert isinstance(plan, PrivacyPlan)
-    assert (plan.noise_multiplier > 0) == (privacy == "gaussian")
+    assert (plan.noise_multiplier > 0) == (privacy == "local")
     assert build(settings.model, 7) is not None
 
 

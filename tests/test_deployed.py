@@ -26,7 +26,7 @@ from clients.ledger import Ledger
 from clients.node import NodeError, _split_key
 from experiments import cli, engines
 from experiments.config import compose, read
-from federation import protocol
+from federation import protocol, wire
 from federation.protocol import TrainPlan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,8 +204,8 @@ def test_a_node_that_cannot_work_says_why_on_its_own_machine_alone(
     settings = [*SETTINGS, "engine=superlink", f"data.agencies={tmp_path}/agencies.yaml"]
     plan = read(compose(settings), tables=False).experiment.plan("run-1", simulation=False)
     grid = engines.LocalGrid(make_app(node_from_config), [{"node-dir": str(home)}])
-    (message,) = grid.send_and_receive([protocol.pack_ready_order(plan, 1)])
-    assert protocol.read_reply(message) == protocol.Refusal("", protocol.Reason.UNAVAILABLE)
+    (message,) = grid.send_and_receive([wire.pack_ready_order(plan, 1)])
+    assert wire.read_reply(message) == protocol.Refusal("", protocol.Reason.UNAVAILABLE)
     assert "this node cannot work: policy.toml: budget" in caplog.text
     assert not (home / "ledger.db").exists()
 

@@ -15,7 +15,7 @@ from clients.app import make_app, node_from_config
 from clients.node import NodeError, open_node
 from clients.policy import Policy, PolicyError, read_policy
 from experiments.engines import LocalGrid
-from federation import protocol
+from federation import protocol, wire
 from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
 from models.features import layout
 
@@ -53,15 +53,15 @@ def ask(folder: Path, order: Callable[[int], Message]) -> Ready | RoundReply | R
     """What the node in `folder` replies, over the wire."""
     grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(folder)}])
     (reply,) = grid.pull_messages(grid.push_messages([order(1)]))
-    return protocol.read_reply(reply)
+    return wire.read_reply(reply)
 
 
 def orders(plan: TrainPlan) -> list[Callable[[int], Message]]:
     """Both orders that a node answers."""
     weights = zero_weights()
     return [
-        lambda node: protocol.pack_ready_order(plan, node),
-        lambda node: protocol.pack_round_order(RoundOrder(plan, 1, weights, True, ("tune",)), node),
+        lambda node: wire.pack_ready_order(plan, node),
+        lambda node: wire.pack_round_order(RoundOrder(plan, 1, weights, True, ("tune",)), node),
     ]
 
 
@@ -176,7 +176,7 @@ def test_an_order_that_does_not_decode_is_refused_with_its_reason(
     assert wrong != plan.canonical
 
     def order(node: int) -> Message:
-        message = protocol.pack_ready_order(plan, node)
+        message = wire.pack_ready_order(plan, node)
         message.content["fedrisk"] = ConfigRecord({"json": json.dumps({"plan": wrong})})
         return message
 
@@ -188,7 +188,7 @@ def test_weights_of_another_model_are_malformed_and_cost_nothing(tmp_path: Path,
     folder = deployed(tmp_path / "node")
     write_table(folder / "north.csv", people(0), ("visits",))
     weights = {name: value[..., :1] for name, value in zero_weights().items()}
-    reply = ask(folder, lambda node: protocol.pack_round_order(RoundOrder(plan, 1, weights, True), node))
+    reply = ask(folder, lambda node: wire.pack_round_order(RoundOrder(plan, 1, weights, True), node))
     assert reply == Refusal("north", Reason.MALFORMED)
     assert all(entry.action == "reserve" for entry in open_node(folder).ledger.entries())
 
@@ -238,7 +238,7 @@ def test_a_policy_that_cannot_be_used_is_one_sentence_and_the_node_does_not_star
     with pytest.raises(PolicyError) as wrong:
         open_node(folder)
     assert str(wrong.value) == sentence.replace("FOLDER", str(folder))
-    reply = ask(folder, lambda node: protocol.pack_ready_order(plan, node))
+    reply = ask(folder, lambda node: wire.pack_ready_order(plan, node))
     assert isinstance(reply, Refusal)
     assert reply.reason is Reason.UNAVAILABLE
     assert not (folder / "ledger.db").exists()
@@ -314,7 +314,7 @@ def test_a_node_folder_that_cannot_be_used_is_one_sentence(
     with pytest.raises(NodeError) as wrong:
         open_node(folder)
     assert str(wrong.value) == sentence.replace("FOLDER", str(folder))
-    reply = ask(folder, lambda node: protocol.pack_ready_order(plan, node))
+    reply = ask(folder, lambda node: wire.pack_ready_order(plan, node))
     assert isinstance(reply, Refusal)
     assert reply.reason is Reason.UNAVAILABLE
 

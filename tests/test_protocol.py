@@ -7,7 +7,7 @@ import pytest
 from conftest import MakeStudy
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
-from federation import protocol
+from federation import protocol, wire
 from federation.experiment import Experiment, SettingsError
 from federation.privacy import Release
 from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
@@ -25,7 +25,7 @@ def order(plan: TrainPlan) -> RoundOrder:
 
 def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     sent = order(plan)
-    got = protocol.read_round_order(protocol.pack_round_order(sent, 7))
+    got = wire.read_round_order(wire.pack_round_order(sent, 7))
     assert (got.plan, got.round, got.train, got.evaluate) == (plan, 3, True, ("tune",))
     assert got.order_id == "run-1/3"
     for name, value in sent.weights.items():
@@ -45,8 +45,8 @@ def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     ids=["scalar", "empty", "float32", "fortran", "strided"],
 )
 def test_arrays_are_packed_as_flower_packs_and_reads_them(value: np.ndarray) -> None:
-    packed = protocol._pack_array(value)
-    for found in (packed.numpy(), protocol._read_array(packed), protocol._read_array(Array(value))):
+    packed = wire._pack_array(value)
+    for found in (packed.numpy(), wire._read_array(packed), wire._read_array(Array(value))):
         np.testing.assert_array_equal(found, value)
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
         assert found.flags.writeable
@@ -65,29 +65,29 @@ def test_arrays_are_packed_as_flower_packs_and_reads_them(value: np.ndarray) -> 
 def test_an_array_that_does_not_decode_makes_its_reply_undecodable(
     plan: TrainPlan, dtype: str, shape: tuple[int, ...], data: bytes
 ) -> None:
-    message = protocol.pack_round_order(order(plan), 7)
+    message = wire.pack_round_order(order(plan), 7)
     good = RoundReply("north", {"w": np.zeros(2, np.float32)}, {}, ())
-    reply = protocol.pack_reply(good, message)
+    reply = wire.pack_reply(good, message)
     header = reply.content.array_records["delta"]["w"].data[:-8]
     reply.content.array_records["delta"]["w"] = Array(dtype, shape, "numpy.ndarray", header + data)
     with pytest.raises(ValueError, match="does not decode"):
-        protocol.read_reply(reply)
+        wire.read_reply(reply)
 
 
 def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:
-    message = protocol.pack_round_order(order(plan), 7)
+    message = wire.pack_round_order(order(plan), 7)
     release = Release(kind="train", part="train", noise_multiplier=1.0, sample_rate=0.5, steps=2)
     sent = RoundReply("north", {"w": np.float32([1, 2])}, {"tune": np.ones((2, 3, 2))}, (release,))
-    got = protocol.read_reply(protocol.pack_reply(sent, message))
+    got = wire.read_reply(wire.pack_reply(sent, message))
     assert isinstance(got, RoundReply)
     assert got.releases == (release,)
     assert got.delta is not None
     np.testing.assert_array_equal(got.delta["w"], [1, 2])
     np.testing.assert_array_equal(got.tables["tune"], np.ones((2, 3, 2)))
-    assert protocol.read_reply(protocol.pack_reply(Ready("north"), message)) == Ready("north")
+    assert wire.read_reply(wire.pack_reply(Ready("north"), message)) == Ready("north")
     for reason in Reason:
         refusal = Refusal("north", reason)
-        assert protocol.read_reply(protocol.pack_reply(refusal, message)) == refusal
+        assert wire.read_reply(wire.pack_reply(refusal, message)) == refusal
 
 
 def test_a_reply_has_no_other_field_than_these() -> None:
@@ -104,12 +104,12 @@ def test_a_reply_has_no_other_field_than_these() -> None:
 
 @pytest.mark.parametrize("agency", ["", "north"])
 def test_a_reply_is_as_long_whatever_the_numbers_are(plan: TrainPlan, agency: str) -> None:
-    message = protocol.pack_round_order(order(plan), 7)
+    message = wire.pack_round_order(order(plan), 7)
     release = plan.train_release()
 
     def size(value: float) -> int:
         delta = {"w": np.full(40, value, np.float32)}
-        packed = protocol.pack_reply(
+        packed = wire.pack_reply(
             RoundReply(agency, delta, {"tune": np.full((2, 3, 2), value)}, (release,)), message
         )
         arrays = [record.count_bytes() for record in packed.content.array_records.values()]
@@ -126,16 +126,16 @@ def test_what_does_not_decode_is_refused_as_malformed(plan: TrainPlan) -> None:
     )
     for message in (empty, other):
         with pytest.raises(Refused) as refused:
-            protocol.read_round_order(message)
+            wire.read_round_order(message)
         assert refused.value.reason is Reason.MALFORMED
         with pytest.raises(ValueError, match="does not decode"):
-            protocol.read_reply(message)
+            wire.read_reply(message)
 
 
 def test_another_version_is_refused_as_such(plan: TrainPlan) -> None:
-    message = protocol.pack_ready_order(plan.but(version="99"), 1)
+    message = wire.pack_ready_order(plan.but(version="99"), 1)
     with pytest.raises(Refused) as refused:
-        protocol.read_ready_order(message)
+        wire.read_ready_order(message)
     assert refused.value.reason is Reason.VERSION
 
 

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from experiments.engines import LocalGrid
-from federation import protocol
+from federation import protocol, wire
 from federation.experiment import Experiment, Strategy
 from federation.protocol import Ready, Reason, Refusal, RoundOrder, RoundReply, Weights
 from federation.server import checkpoint, strategies
@@ -39,16 +39,14 @@ def scripted(answers: Mapping[str, Answer], grid: type[LocalGrid] = LocalGrid) -
 
     @app.query("ready")
     def ready(message: Message, context: Context) -> Message:
-        return protocol.pack_reply(Ready(str(context.node_config["name"])), message)
+        return wire.pack_reply(Ready(str(context.node_config["name"])), message)
 
     @app.train("round")
     def one_round(message: Message, context: Context) -> Message:
         name = str(context.node_config["name"])
-        reply = answers[name](protocol.read_round_order(message), name)
+        reply = answers[name](wire.read_round_order(message), name)
         return (
-            protocol.pack_reply(reply, message)
-            if reply is not None
-            else Message(RecordDict(), reply_to=message)
+            wire.pack_reply(reply, message) if reply is not None else Message(RecordDict(), reply_to=message)
         )
 
     return grid(app, [{"name": name} for name in answers])

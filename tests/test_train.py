@@ -81,7 +81,7 @@ def of(everyone: People, rows: Any) -> People:
 
 def privacy(**changes: Any) -> PrivacyPlan:
     values = {
-        "mechanism": "gaussian",
+        "mechanism": "local",
         "noise_multiplier": 1.0,
         "max_grad_norm": 1.0,
         "sample_rate": 0.5,

@@ -22,7 +22,7 @@ from clients.app import make_app, node_from_config
 from clients.node import open_node
 from experiments import engines
 from experiments.config import Study
-from federation import protocol
+from federation import wire
 from federation.protocol import Reason, Refusal, RoundReply
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError, run_federation
@@ -161,7 +161,7 @@ def only_for_round_replies(reply: object, message: Message) -> Message:
     return quoting() if isinstance(reply, RoundReply) else PACK(reply, message)  # type: ignore[arg-type]
 
 
-PACK = protocol.pack_reply
+PACK = wire.pack_reply
 STEPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "find": ("clients.app.open_node", quoting),
     "review": ("clients.policy.Policy.review", quoting),
@@ -176,7 +176,7 @@ STEPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "sample": ("clients.train.simulated_sampling", quoting),
     "train": ("clients.train.dp_fit", quoting),
     "evaluate": ("clients.node.noised_table", quoting),
-    "pack": ("clients.app.protocol.pack_reply", only_for_round_replies),
+    "pack": ("clients.app.wire.pack_reply", only_for_round_replies),
 }
 
 
@@ -191,7 +191,7 @@ def test_an_error_at_any_step_is_unavailable_and_says_nothing(
     monkeypatch.setattr(target, fail)
     with pytest.raises(RunError) as stopped:
         run_federation(grid, study.experiment, RunFacts("run-1", "local", True), planted / "run")
-    replies = [protocol.read_reply(message) for message in REPLIES]
+    replies = [wire.read_reply(message) for message in REPLIES]
     refusals = [reply for reply in replies if isinstance(reply, Refusal)]
     assert len(refusals) == 3
     assert {reply.reason for reply in refusals} == {Reason.UNAVAILABLE}

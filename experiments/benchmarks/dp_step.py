@@ -110,7 +110,7 @@ def ours(case: Case, x: Tensor, y: Tensor, noise: Noise) -> Turn:
     """`dp_fit`: Poisson batches by index, book-keeping, Opacus' optimizer. Set-up and all."""
     module, sampling = build(case.model, FEATURES), simulated_sampling(0)
     privacy = PrivacyPlan(
-        mechanism="gaussian",
+        mechanism="local",
         noise_multiplier=1.0,
         max_grad_norm=1.0,
         sample_rate=case.batch / case.people,

@@ -274,7 +274,7 @@ def _facts(result: Json) -> dict[str, Any]:
         facts["created"] = f"{made.day} {made:%B %Y, %H:%M} UTC"
     return facts | {
         "simulation": result.get("simulation") is not False,
-        "private": privacy.get("mechanism") == "gaussian",
+        "private": privacy.get("mechanism") in ("local", "shared"),
         "finished": result.get("status") == "finished",
         "rows": str(privacy.get("unit", "")).startswith("row"),
     }
@@ -500,7 +500,7 @@ def _cost(result: Json) -> dict[str, Any]:
     several = privacy.get("epsilon_at_several_agencies") or {}
     busiest = privacy.get("epsilon_busiest")
     return {
-        "private": privacy.get("mechanism") == "gaussian",
+        "private": privacy.get("mechanism") in ("local", "shared"),
         "rows": rows,
         "several": [
             (count, epsilon(value), certainty(value)) for count, value in several.items() if _real(value)

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from federation.experiment import Experiment
-from federation.privacy import Release, epsilon_at_several, epsilon_by_kind
+from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
 from federation.server.checkpoint import Checkpoint
+from federation.server.masked import noise_variance
 from models import risk
 from models.features import layout
 from models.metrics import summarise
@@ -114,7 +115,7 @@ def build_result(
     }
 
 
-def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Release]:
+def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Event]:
     """The releases that `counts` orders of each kind were charged as."""
     made = [plan.train_release()] * counts.get("train", 0)
     made += [plan.table_release("tune")] * counts.get("tune", 0)
@@ -131,18 +132,17 @@ def checkpoint_record(
 ) -> dict[str, Any]:
     """Metrics of the weights after round `measured`, from the noised tables of all agencies."""
     contract = experiment.data_contract
-    sigma = plan.privacy.tune_sigma if part == "tune" else plan.privacy.test_sigma
     edges = np.asarray(plan.edges)
     prefix = f"{part}/{measured}/"
-    by_agency = {
-        name.removeprefix(prefix): ScoreTable(edges, counts, np.full(counts.shape, sigma**2))
-        for name, counts in sorted(tables.items())
-        if name.startswith(prefix)
+    found = {name.removeprefix(prefix): t for name, t in sorted(tables.items()) if name.startswith(prefix)}
+    known = {
+        whose: ScoreTable(edges, counts, np.full(counts.shape, noise_variance(plan, part, whose)))
+        for whose, counts in found.items()
     }
     settings = experiment.settings.evaluation
-    metrics = (
-        summarise(by_agency, contract.group_margins, settings.cutoff, settings.minimum) if by_agency else None
-    )
+    metrics = summarise(known, contract.group_margins, settings.cutoff, settings.minimum) if known else None
+    if metrics is not None:  # of a sum nobody knows what each agency's part is
+        metrics["agencies"] = {n: m for n, m in metrics["agencies"].items() if not n.startswith("+")}
     return {
         "round": measured,
         "part": part,
@@ -152,37 +152,34 @@ def checkpoint_record(
     }
 
 
-def busiest(plan: TrainPlan, orders: Orders) -> float | None:
-    """ε of the agency that was asked most so far; None where there is no privacy."""
+def busiest(plan: TrainPlan, orders: Orders, viewer: Viewer = "coordinator") -> float | None:
+    """ε to `viewer` of the agency that was asked most so far; None where there is no privacy."""
     if plan.privacy.mechanism == "none":
         return None
-    spent = [agency_epsilon(plan, counts)["total"] or 0.0 for counts in orders.values()]
+    spent = [agency_epsilon(plan, counts, viewer)["total"] or 0.0 for counts in orders.values()]
     return max(spent, default=0.0)
 
 
-def agency_epsilon(plan: TrainPlan, counts: Mapping[str, int]) -> dict[str, float | None]:
-    """ε of one agency by kind and in total; None where there is no privacy."""
+def agency_epsilon(
+    plan: TrainPlan, counts: Mapping[str, int], viewer: Viewer = "coordinator"
+) -> dict[str, float | None]:
+    """ε of one agency to `viewer`, by kind and in total; None where there is no privacy."""
     if plan.privacy.mechanism == "none":
         return {"train": None, "evaluate": None, "total": None}
     steps = Counter(releases_of(plan, counts))
     merged = tuple(replace(release, steps=release.steps * times) for release, times in steps.items())
-    return dict(_epsilon_by_kind(merged, plan.privacy.delta))
+    return dict(_epsilon_by_kind(merged, plan.privacy.delta, viewer))
 
 
 def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orders: Orders) -> dict[str, Any]:
     """The guarantee with its unit, adjacency, δ and accountant next to it."""
-    several: dict[str, float | None] = {"1": None, "2": None, "3": None}
-    if plan.privacy.mechanism != "none":
-        each = [releases_of(plan, counts) for counts in orders.values()]
-        several = {
-            str(m): epsilon_at_several(each, plan.privacy.delta, m) for m in (1, 2, 3) if m <= len(each)
-        }
+    shared = plan.privacy.shared
     unit = experiment.data_contract.unit.kind
     return {
         "mechanism": plan.privacy.mechanism,
         "unit": f"{unit} at one agency",
         "adjacency": "add-or-remove",
-        "accountant": "RDP (dp-accounting)",
+        "accountant": "RDP (dp-accounting)" if shared is None else "RDP at whole orders (fedrisk)",
         "delta": plan.privacy.delta,
         "noise_multiplier": plan.privacy.noise_multiplier,
         "max_grad_norm": plan.privacy.max_grad_norm if np.isfinite(plan.privacy.max_grad_norm) else None,
@@ -192,8 +189,22 @@ def privacy_facts(experiment: Experiment, plan: TrainPlan, facts: RunFacts, orde
         "test_sigma": plan.privacy.test_sigma,
         "ledger": "this run alone" if facts.simulation else "lifetime",
         "epsilon_busiest": busiest(plan, orders),
-        "epsilon_at_several_agencies": several,
+        "epsilon_to": {viewer: busiest(plan, orders, viewer) for viewer in VIEWERS},
+        "epsilon_at_several_agencies": at_several(plan, orders, "coordinator"),
+        "epsilon_at_several_to": {viewer: at_several(plan, orders, viewer) for viewer in VIEWERS},
+        "shared": None
+        if shared is None
+        else shared.model_dump(mode="json") | {"honest": shared.honest, "threshold": shared.threshold},
     }
+
+
+def at_several(plan: TrainPlan, orders: Orders, viewer: Viewer) -> dict[str, float | None]:
+    """ε to `viewer` of a person at one, two and three of the agencies, as far as there are so many."""
+    if plan.privacy.mechanism == "none":
+        return {"1": None, "2": None, "3": None}
+    each = [releases_of(plan, counts) for counts in orders.values()]
+    known = [m for m in (1, 2, 3) if m <= len(each)]
+    return {str(m): epsilon_at_several(each, plan.privacy.delta, m, viewer) for m in known}
 
 
 def agency_facts(
@@ -213,6 +224,7 @@ def agency_facts(
         **status[name],
         "rounds": counts.get("rounds", 0),
         "epsilon": agency_epsilon(plan, counts),
+        "epsilon_to": {viewer: agency_epsilon(plan, counts, viewer)["total"] for viewer in VIEWERS},
         "releases": [
             {**release.to_dict(), "times": times}
             for release, times in {r: spent.count(r) for r in dict.fromkeys(spent)}.items()

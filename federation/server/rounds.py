@@ -4,30 +4,25 @@ Works over any Flower `Grid`. Everything that it learns is in a `Checkpoint`, so
 from its last whole round to the same weights.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from federation import protocol
 from federation.experiment import Experiment
-from federation.protocol import Ready, Reason, Refusal, RoundOrder, RoundReply, TrainPlan, Weights
+from federation.protocol import Head, RoundOrder, TrainPlan, Weights
 from federation.server import checkpoint as checkpoints
-from federation.server import strategies
+from federation.server import masked, strategies
 from federation.server.checkpoint import Checkpoint
+from federation.server.exchange import Federation, Round, RunError, ask, meet, quorum, too_few
 from federation.server.result import RunFacts, build_result, checkpoint_record, run_header
-from federation.server.strategies import Update
 from models import risk
 from models.features import layout
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on: one sentence that says what, which rule, and what to do."""
 
 
 class Watcher(Protocol):
@@ -36,30 +31,6 @@ class Watcher(Protocol):
     def start(self, header: Mapping[str, Any]) -> None: ...
     def round(self, record: Mapping[str, Any]) -> None: ...
     def checkpoint(self, record: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class Federation:
-    """The agencies of a run as the server sees them: who is in, and why others are not."""
-
-    plan: TrainPlan
-    nodes: dict[str, int] = field(default_factory=dict)
-    status: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def drop(self, name: str, status: str, reason: str | None) -> None:
-        """Take `name` out of the run and remember why."""
-        self.nodes.pop(name, None)
-        self.status[name] = {"status": status, "reason": reason}
-
-
-@dataclass(frozen=True)
-class Round:
-    """What came back in one round, by agency name."""
-
-    replies: dict[str, tuple[Message, RoundReply]]
-    late: list[str]
-    refused: dict[str, str]
-    rejected: dict[str, str]
 
 
 def run_federation(
@@ -78,11 +49,12 @@ def run_federation(
     """
     settings = experiment.settings
     plan = experiment.plan(facts.run_id, simulation=facts.simulation)
-    federation = meet(grid, experiment, plan)
+    heads = Heads(folder if facts.simulation else folder.parent)
+    federation = meet(grid, experiment, plan, heads.read())
+    asker = Asker(grid, experiment, federation, folder)
     strategy = strategies.build(settings.strategy)
     state = _with_lost_orders(_first_state(experiment, folder), folder)
     strategies.restore(strategy, list(state.weights), state.optimiser)
-    held = held_masks(experiment)
     for watcher in watchers:
         watcher.start(run_header(experiment, plan, facts, federation.status) | {"resumed_at": state.round})
     void = 0
@@ -91,158 +63,70 @@ def run_federation(
         order = RoundOrder(
             plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
         )
-        got = _note_and_ask(grid, experiment, federation, order, folder)
-        updates = _updates(held, plan, got)
-        enough = len(updates) >= settings.min_agencies
+        got = asker.ask(order)
+        enough = len(got.replied) >= quorum(experiment) and bool(got.updates)
         void = 0 if enough else void + 1
-        weights = strategies.combine(strategy, number, state.weights, updates) if enough else state.weights
+        weights = (
+            strategies.combine(strategy, number, state.weights, got.updates) if enough else state.weights
+        )
         state = _after(state, experiment, federation, strategy, order, weights, got, clock() - started)
         checkpoints.write(state, folder / "checkpoints")
+        heads.keep(federation.heads)
         _tell(watchers, state, order)
         if void > settings.void_rounds or not federation.nodes:
-            raise RunError(_too_few(experiment, federation, f"round {number}"))
+            raise RunError(too_few(experiment, federation, f"round {number}"))
     order = RoundOrder(plan, plan.rounds + 1, state.weights, False, _last_parts(plan))
     started = clock()
-    got = _note_and_ask(grid, experiment, federation, order, folder)
+    got = asker.ask(order)
     state = _after(state, experiment, federation, strategy, order, state.weights, got, clock() - started)
+    heads.keep(federation.heads)
     _tell(watchers, state, order)
     return build_result(experiment, plan, facts, federation.status, state)
 
 
-def meet(grid: Grid, experiment: Experiment, plan: TrainPlan) -> Federation:
-    """Find the agencies' nodes and ask each whether it is ready for `plan`; `RunError` below quorum."""
-    settings = experiment.settings
-    federation = Federation(plan)
-    names = [participant.name for participant in plan.participants]
-    node_ids = _await_nodes(grid, len(names), settings.join_timeout, settings.engine.poll_seconds)
-    orders = {str(node_id): protocol.pack_ready_order(plan, node_id) for node_id in node_ids}
-    found = exchange(grid, orders, settings.round_timeout, settings.engine.poll_seconds)
-    for message in found.values():
-        reply = _read(message)
-        if isinstance(reply, Refusal) and reply.agency in names:
-            federation.drop(reply.agency, _status_of(reply.reason), reply.reason.value)
-        elif isinstance(reply, Ready) and reply.agency in names and reply.agency not in federation.nodes:
-            federation.nodes[reply.agency] = message.metadata.src_node_id
-    contract = experiment.data_contract
-    for participant in plan.participants:
-        name = participant.name
-        if not contract.holds_label(participant.kind):
-            federation.drop(name, "no label", "its kind of agency does not hold the label")
-        elif name in federation.nodes:
-            federation.status[name] = {"status": "trained", "reason": None}
-        else:
-            federation.status.setdefault(name, {"status": "late", "reason": "did not answer"})
-    federation.nodes = {name: federation.nodes[name] for name in sorted(federation.nodes)}
-    if len(federation.nodes) < settings.min_agencies:
-        raise RunError(_too_few(experiment, federation, "the start"))
-    return federation
+class Asker:
+    """Sends a round's order, noted on the disk first, plainly or behind masks as the plan has it."""
+
+    def __init__(self, grid: Grid, experiment: Experiment, federation: Federation, folder: Path) -> None:
+        self._grid, self._experiment, self._federation = grid, experiment, federation
+        self._folder = folder / "checkpoints"
+        self._masks: masked.Session | None = None
+
+    def ask(self, order: RoundOrder) -> Round:
+        """What came back; a void round says why."""
+        plan, federation = order.plan, self._federation
+        order = replace(order, heads=dict(federation.heads))
+        shared = plan.privacy.shared
+        if shared is not None and (self._masks is None or self._masks.is_spent):
+            draws = plan.rounds + 2 - order.round + self._experiment.settings.void_rounds
+            self._masks = masked.set_up(self._grid, self._experiment, federation, draws)
+        asked = [n for n in federation.nodes if self._masks is None or n in self._masks.roster.names]
+        checkpoints.note_order(order.round, order.kinds, asked, self._folder)
+        if self._masks is None:
+            return ask(self._grid, self._experiment, federation, order)
+        last = order.round > plan.rounds
+        return masked.ask(self._grid, self._experiment, federation, self._masks, order, last=last)
 
 
-def ask(grid: Grid, experiment: Experiment, federation: Federation, order: RoundOrder) -> Round:
-    """Send `order` to every agency in the run; agencies that refuse leave it, and are named."""
-    settings = experiment.settings
-    orders = {name: protocol.pack_round_order(order, node) for name, node in federation.nodes.items()}
-    found = exchange(grid, orders, settings.round_timeout, settings.engine.poll_seconds)
-    got = Round({}, [name for name in orders if name not in found], {}, {})
-    n_groups = len(experiment.data_contract.group_names)
-    for name in sorted(found):
-        reply = _read(found[name])
-        if isinstance(reply, Refusal):
-            got.refused[name] = reply.reason.value
-            federation.drop(name, _status_of(reply.reason), reply.reason.value)
-            continue
-        problem = _problem(reply, name, order, n_groups)
-        if problem is None and isinstance(reply, RoundReply):
-            got.replies[name] = (found[name], reply)
-        else:
-            got.rejected[name] = problem or "not a round's reply"
-    return got
+class Heads:
+    """`heads.json`: the newest head of each agency's ledger that this coordinator has seen, over all its runs."""
 
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "heads.json"
 
-def exchange(grid: Grid, orders: Mapping[str, Message], timeout: float, poll: float) -> dict[str, Message]:
-    """Push `orders` and pull until all have answered or `timeout` seconds are over. Late ones are absent.
+    def read(self) -> dict[str, Head]:
+        """What is kept; nothing where there is no file yet or it does not decode."""
+        try:
+            kept = json.loads(self._path.read_text())
+            return {str(name): Head(int(seq), str(head)) for name, (seq, head) in kept.items()}
+        except (OSError, AttributeError, TypeError, ValueError):
+            return {}
 
-    Flower's `send_and_receive` sleeps three seconds between pulls; here `poll` says how long.
-    """
-    names = list(orders)
-    pushed = list(grid.push_messages(list(orders.values())))
-    waiting = {identifier: name for identifier, name in zip(pushed, names, strict=True) if identifier}
-    found: dict[str, Message] = {}
-    until = time.monotonic() + timeout
-    while waiting:
-        for message in grid.pull_messages(list(waiting)):
-            name = waiting.pop(message.metadata.reply_to_message_id, None)
-            if name is not None and not message.has_error():
-                found[name] = message
-        if time.monotonic() >= until:
-            break
-        if waiting:
-            time.sleep(poll)
-    return found
-
-
-def _await_nodes(grid: Grid, expected: int, timeout: float, poll: float) -> list[int]:
-    until = time.monotonic() + timeout
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= expected or time.monotonic() >= until:
-            return nodes
-        time.sleep(poll)
-
-
-def _read(message: Message) -> Ready | RoundReply | Refusal | None:
-    try:
-        return protocol.read_reply(message)
-    except ValueError:
-        return None
-
-
-def _status_of(reason: Reason) -> str:
-    return "unavailable" if reason is Reason.UNAVAILABLE else "refused"
-
-
-def _problem(reply: object, name: str, order: RoundOrder, n_groups: int) -> str | None:
-    """Why a reply is rejected, or None. It names the rule, and no value of the reply."""
-    if not isinstance(reply, RoundReply) or reply.agency != name:
-        return "the reply does not decode or is not this agency's"
-    if order.train != (reply.delta is not None) or set(reply.tables) != set(order.evaluate):
-        return "the reply is not what was ordered"
-    shape = (n_groups, len(order.plan.edges) - 1, 2)
-    expected: dict[str, tuple[tuple[int, ...], type]] = dict.fromkeys(order.evaluate, (shape, np.float64))
-    arrays = dict(reply.tables)
-    if reply.delta is not None:
-        expected |= {f"delta/{key}": (value.shape, np.float32) for key, value in order.weights.items()}
-        arrays |= {f"delta/{key}": value for key, value in reply.delta.items()}
-    if set(arrays) != set(expected):
-        return "the reply has other parameters than the model"
-    for key, (want, dtype) in expected.items():
-        if arrays[key].shape != want or arrays[key].dtype != dtype:
-            return f"{key} must have shape {want} and type {np.dtype(dtype)}"
-        if not np.isfinite(arrays[key]).all():
-            return f"{key} has NaN or infinite values"
-    return None
-
-
-def _updates(held: Mapping[str | None, Weights], plan: TrainPlan, got: Round) -> list[Update]:
-    """The valid changes in name order, with each agency's public weight and what it holds."""
-    updates = []
-    for name, (message, reply) in sorted(got.replies.items()):
-        if reply.delta is not None:
-            participant = plan.participant(name)
-            updates.append(Update(message, reply.delta, participant.weight, held.get(participant.kind, {})))
-    return updates
-
-
-def held_masks(experiment: Experiment) -> dict[str | None, Weights]:
-    """For each kind of agency, 0/1 over the features axis of the first layer: the blocks it holds."""
-    contract = experiment.data_contract
-    features = layout(contract)
-    module = risk.build(experiment.settings.model, len(features.names))
-    masks: dict[str | None, Weights] = {}
-    for kind in {participant.kind for participant in experiment.participants}:
-        held = [block is None or contract.holds(kind, block) for block in features.block]
-        masks[kind] = {} if all(held) else {risk.input_weight(module): np.asarray(held, dtype=np.float64)}
-    return masks
+    def keep(self, heads: Mapping[str, Head]) -> None:
+        """Keep `heads`, and those of agencies that are not in this run."""
+        beside = self._path.with_suffix(".writing")
+        beside.write_text(json.dumps(self.read() | dict(heads)))
+        beside.replace(self._path)
 
 
 def _first_state(experiment: Experiment, folder: Path) -> Checkpoint:
@@ -278,20 +162,21 @@ def _after(
         key: table for key, table in state.tables.items() if key.partition("/")[0] not in order.evaluate
     }
     measured = order.round - 1
-    for name, (_, reply) in got.replies.items():
-        tables |= {f"{part}/{measured}/{name}": table for part, table in reply.tables.items()}
+    for part, each in got.tables.items():
+        tables |= {f"{part}/{measured}/{whose}": table for whose, table in each.items()}
     perhaps_charged = [name for name, reason in got.refused.items() if reason == "UNAVAILABLE"]
-    names = [*got.replies, *got.late, *got.rejected, *perhaps_charged]
+    names = [*got.replied, *got.late, *got.rejected, *perhaps_charged]
     orders = _counted(state.history["orders"], order.kinds, names)
-    for name in got.replies:
+    for name in got.replied if got.void is None else ():
         orders[name]["rounds"] += int(order.train)
     record = {
         "round": order.round,
         "seconds": seconds,
-        "replied": sorted(got.replies),
+        "replied": sorted(got.replied),
         "late": sorted(got.late),
         "refused": got.refused,
         "rejected": got.rejected,
+        "void": got.void,
     }
     history: dict[str, Any] = {
         "rounds": [*state.history["rounds"], record] if order.train else list(state.history["rounds"]),
@@ -302,13 +187,6 @@ def _after(
         history["checkpoints"].append(checkpoint_record(experiment, plan, part, measured, tables, orders))
     optimiser = strategies.state(strategy, list(weights))
     return Checkpoint(order.round, experiment.sha256, weights, optimiser, tables, history)
-
-
-def _note_and_ask(
-    grid: Grid, experiment: Experiment, federation: Federation, order: RoundOrder, folder: Path
-) -> Round:
-    checkpoints.note_order(order.round, order.kinds, list(federation.nodes), folder / "checkpoints")
-    return ask(grid, experiment, federation, order)
 
 
 def _with_lost_orders(state: Checkpoint, folder: Path) -> Checkpoint:
@@ -344,13 +222,4 @@ def _tell(watchers: Iterable[Watcher], state: Checkpoint, order: RoundOrder) -> 
             watcher.round(state.history["rounds"][-1])
 
 
-def _too_few(experiment: Experiment, federation: Federation, when: str) -> str:
-    absent = [
-        f"{name} ({facts['status']}{'' if facts['reason'] is None else ': ' + facts['reason']})"
-        for name, facts in sorted(federation.status.items())
-        if facts["status"] != "trained"
-    ]
-    return (
-        f"fewer agencies took part at {when} than min_agencies={experiment.settings.min_agencies} asks for"
-        f"{'; not in: ' + ', '.join(absent) if absent else ''}. Each agency's own log says why; the run can be resumed"
-    )
+__all__ = ["RunError", "Watcher", "run_federation"]

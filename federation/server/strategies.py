@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
-from federation import protocol
+from federation import wire
 from federation.experiment import Strategy
 from federation.protocol import Weights
 
@@ -38,7 +38,7 @@ def build(settings: Strategy) -> FedAvg:
         "beta_2": settings.beta_2,
         "tau": settings.tau,
     }
-    match settings.name:
+    match settings.optimizer if settings.name == "dp_fedsgd" else settings.name:
         case "fedavg":
             return FedAvg(weighted_by_key="weight")
         case "fedprox":
@@ -64,7 +64,7 @@ def combine(strategy: FedAvg, round_: int, weights: Weights, updates: Sequence[U
     _set_current(strategy, weights)
     scale = _holder_scale(weights, updates)
     replies = [
-        protocol.as_strategy_reply(
+        wire.as_strategy_reply(
             update.message,
             {name: weights[name] + update.delta[name] * scale.get(name, np.float32(1)) for name in weights},
             update.weight,
@@ -74,7 +74,7 @@ def combine(strategy: FedAvg, round_: int, weights: Weights, updates: Sequence[U
     combined, _ = strategy.aggregate_train(round_, replies)
     if combined is None:
         raise ValueError("Flower's strategy returned no weights")
-    return {name: value.astype(np.float32) for name, value in protocol.read_weights(combined).items()}
+    return {name: value.astype(np.float32) for name, value in wire.read_weights(combined).items()}
 
 
 def _holder_scale(weights: Weights, updates: Sequence[Update]) -> Weights:
@@ -91,7 +91,7 @@ def _holder_scale(weights: Weights, updates: Sequence[Update]) -> Weights:
 def _set_current(strategy: FedAvg, weights: Weights) -> None:
     """What Flower's `configure_train` would remember, without its sampling of nodes."""
     if isinstance(strategy, FedAvgM):
-        strategy.current_arrays = protocol.pack_weights(weights)
+        strategy.current_arrays = wire.pack_weights(weights)
     elif isinstance(strategy, FedAdam | FedYogi):
         strategy.current_arrays = dict(weights)
 

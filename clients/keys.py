@@ -1,0 +1,85 @@
+"""A node's secrets: files of 32 random bytes, readable by their owner alone, made at first use.
+
+`split.key` deals people into train, tune and test. `signing.key` is the node's Ed25519 key: its peers pin the
+public half in their own `node.toml`, and nothing that the coordinator says can change a pin.
+
+    python -m clients.keys FOLDER      prints the line that the other agencies put into their node.toml
+"""
+
+import base64
+import contextlib
+import functools
+import os
+import secrets
+import sys
+import tomllib
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+KEY_BYTES = 32
+
+
+class KeyFileError(ValueError):
+    """A secret or a pin that cannot be used: one sentence, for the person at this machine."""
+
+
+@functools.cache
+def secret(path: Path) -> bytes:
+    """The secret in `path`, made if there is none.
+
+    It appears whole: two processes that start at once, or one that is killed, leave no half of a key.
+    """
+    if not path.exists():
+        write_secret(path, secrets.token_bytes(KEY_BYTES))
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise KeyFileError(
+            f"{path} must hold {KEY_BYTES} bytes: put the node's own key back, or remove the file"
+        )
+    return key
+
+
+def write_secret(path: Path, key: bytes) -> None:
+    """Put `key` into the new file `path`, whole and mode 0600; a file that is there already stays."""
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    whole.touch(mode=0o600)
+    whole.write_bytes(key)
+    with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+        os.link(whole, path)
+    whole.unlink()
+
+
+def signing_key(folder: Path) -> Ed25519PrivateKey:
+    """The node's signing key."""
+    return Ed25519PrivateKey.from_private_bytes(secret(folder / "signing.key"))
+
+
+def public_text(folder: Path) -> str:
+    """The public half of the node's signing key as peers write it into `node.toml`: base64 of 32 bytes."""
+    return base64.b64encode(signing_key(folder).public_key().public_bytes_raw()).decode()
+
+
+def read_pin(agency: str, text: str) -> bytes:
+    """The 32 bytes of a peer's public key; `KeyFileError` where the text is not one."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+        Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError:
+        raise KeyFileError(
+            f"node.toml: peers.{agency} must be 32 bytes in base64, as `python -m clients.keys` prints them"
+        ) from None
+    return raw
+
+
+def main() -> None:
+    """Print a node's name and public key as a line of TOML."""
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "node.toml").is_file():
+        raise SystemExit("usage: python -m clients.keys FOLDER      a node's folder, with its node.toml")
+    folder = Path(sys.argv[1])
+    name = tomllib.loads((folder / "node.toml").read_text()).get("name", "?")
+    print(f'{name} = "{public_text(folder)}"')
+
+
+if __name__ == "__main__":
+    main()

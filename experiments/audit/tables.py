@@ -1,0 +1,123 @@
+"""The noised score table, audited by a pair: the same people with one person more, whose cell is known."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from clients.evaluate import noised_table
+from clients.train import simulated_noise
+from experiments.audit.attacks import Finding, bound, fit
+from experiments.audit.bounds import epsilon_of_noise
+from experiments.audit.canaries import round_seed
+from experiments.audit.checks import SLACK, check
+from experiments.audit.mechanisms import FloatArray
+from federation.privacy import Release, epsilon
+from models import risk
+from models.risk import ModelSpec
+from models.scores import default_edges
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldOut:
+    """Held-out people: x (n, d), y (n,), group (n,) from 0 to groups - 1."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    group: np.ndarray
+    groups: int = 2
+
+    def first(self, n: int) -> "HeldOut":
+        return HeldOut(self.x[:n], self.y[:n], self.group[:n], self.groups)
+
+
+class TableMechanism(Protocol):
+    """One table of `people`, (groups, bins, 2), with noise of std `sigma` from the seed."""
+
+    def __call__(self, module: nn.Module, people: HeldOut, sigma: float, seed: int) -> FloatArray: ...
+
+
+def as_it_is(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> FloatArray:
+    """The project's own: `clients.evaluate.noised_table`. sigma 0 is without noise."""
+    return np.asarray(
+        noised_table(
+            module,
+            people.x,
+            people.y,
+            people.group,
+            edges=default_edges(),
+            n_groups=people.groups,
+            sigma=sigma,
+            noise=simulated_noise(seed),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class TableSetting:
+    """One table at noise `sigma` is claimed to cost ε `claim` at `delta`."""
+
+    sigma: float
+    claim: float
+    delta: float
+    mechanism: TableMechanism = field(default=as_it_is)
+    people: int = 60
+
+
+def table_claim(sigma: float, delta: float) -> float:
+    """What a ledger is charged for one table."""
+    return epsilon([Release("evaluate", "test", sigma, 1.0, 1)], delta)
+
+
+def audit_table(setting: TableSetting, confidence: float, runs: int, seed: int) -> list[Finding]:
+    """The exact change that one person makes, and the pair of Gaussians over `runs` tables with and without them."""
+    people, module = _made_up(setting.people + 1, seed)
+    fewer = people.first(setting.people)
+    exact = setting.mechanism(module, people, 0.0, 0) - setting.mechanism(module, fewer, 0.0, 0)
+    moved = float(np.sqrt(np.square(exact).sum()))
+    found = check(
+        "table sensitivity",
+        moved <= 1 + SLACK,
+        confidence,
+        f"one person more moves the table by {moved:.4f}",
+        f"one person more moves the table by {moved:.4g}, 1 is accounted for",
+        {"moved": moved, "allowed": 1.0},
+    )
+    return [found, _pair(setting, module, people, fewer, exact, confidence, runs, seed)]
+
+
+def _pair(
+    setting: TableSetting,
+    module: nn.Module,
+    people: HeldOut,
+    fewer: HeldOut,
+    exact: FloatArray,
+    confidence: float,
+    runs: int,
+    seed: int,
+) -> Finding:
+    """Projected on the change: noise from all cells of the tables without, less the known counts; the shift from its own cell."""
+    direction = exact / max(1e-12, float(np.sqrt(np.square(exact).sum())))
+    known = setting.mechanism(module, fewer, 0.0, 0)
+
+    def residual(who: HeldOut, first: int) -> FloatArray:
+        return np.array([setting.mechanism(module, who, setting.sigma, round_seed(seed, first + i)) for i in range(runs)]) - known
+
+    without = residual(fewer, 0)
+    inside = (residual(people, runs) * direction).sum((1, 2, 3))
+    outside = (without * direction).sum((1, 2, 3))
+    noise = fit(without.ravel(), without.ravel(), 1.0, confidence)  # of every cell: it is the same noise
+    found = fit(inside, outside, 1.0, confidence)
+    multiplier_most = min(found.noise_most, noise.noise_most) / found.shift_least if found.shift_least > 0 else np.inf
+    level = epsilon_of_noise(float(multiplier_most), 1.0, 1, setting.delta)
+    estimate = epsilon_of_noise(noise.noise / max(found.shift, 1e-12), 1.0, 1, setting.delta)
+    return bound("Gaussian pair", level, setting.claim, confidence, estimate, asdict(found) | {"noise of all cells": noise.noise})
+
+
+def _made_up(n: int, seed: int) -> tuple[HeldOut, nn.Module]:
+    rng = np.random.default_rng([seed, 3])
+    x = torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32))
+    y = torch.from_numpy((rng.random(n) < 0.5).astype(np.float32))
+    return HeldOut(x, y, rng.integers(0, 2, n)), risk.build(ModelSpec("mlp", (8,)), 5, seed)

@@ -1,0 +1,339 @@
+"""What a run may do at an agency: the plan that it says yes or no to, and the reasons for a no.
+
+A plan is one frozen value with a canonical JSON text and a SHA-256. It rides whole in every order, so an
+agency never acts on a promise that it has not seen.
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from federation import masks
+from federation.release import Event, Release, SharedRelease
+from models.risk import ModelSpec
+
+VERSION = "2"
+
+Part = Literal["train", "tune", "test"]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[int, Field(ge=1)]
+
+# The clipped gradients of a batch, up to MOST_ROWS rows, are added in float64 (`clients.train.dp_sum`). Adding
+# n numbers is off by at most n 2^-53 of the sum of their sizes, n C: at most 2^-13 C, in each of two
+# neighbouring tables.
+MOST_ROWS = 2**20
+SUM_SLACK = 2.0**-12
+SMALLEST_SHARE = 8  # grid steps: the sum of shares is then a discrete Gaussian to exp(-600)
+
+
+class Reason(StrEnum):
+    """Why an agency said no. Specific only where the cause cannot depend on its records."""
+
+    VERSION = "VERSION"  # another protocol version
+    MALFORMED = "MALFORMED"  # the order does not decode
+    CONTRACT = "CONTRACT"  # another data contract than this agency agreed to
+    MODEL = "MODEL"  # a model, strategy or size that its policy does not permit
+    PURPOSE = "PURPOSE"  # a purpose that its policy does not permit
+    PRIVACY = "PRIVACY"  # too little noise, no privacy, or a seed where the node is not a simulation
+    BUDGET = "BUDGET"  # the privacy budget would be exceeded
+    REPLAYED = "REPLAYED"  # this draw has been made, or this list signed, before
+    MASKS = "MASKS"  # keys, survivor lists or signatures of the masking do not check
+    LEDGER = "LEDGER"  # its ledger is not the newest that others have seen of it
+    UNAVAILABLE = "UNAVAILABLE"  # everything else, and everything that may depend on data
+
+
+class Refused(Exception):
+    """A refusal: `reason` may leave the agency, `sentence` stays on its machine."""
+
+    def __init__(self, reason: Reason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+
+
+class Agreed(BaseModel):
+    """A frozen value with a canonical form. Unknown keys are errors, ±Inf is written as a string."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True, protected_namespaces=()
+    )
+
+    @functools.cached_property
+    def canonical(self) -> str:
+        """The one JSON text of this value: sorted keys, no spaces."""
+        return json.dumps(json.loads(self.model_dump_json()), sort_keys=True, separators=(",", ":"))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of `canonical`, hex."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def but(self, **changes: Any) -> Self:
+        """This value with `changes`, checked again (pydantic's `model_copy` checks nothing)."""
+        return type(self).model_validate(
+            {name: getattr(self, name) for name in type(self).model_fields} | changes
+        )
+
+
+class Participant(Agreed):
+    """What everybody may know about an agency. `public_size` is declared, never counted."""
+
+    name: Slug
+    kind: str | None = None
+    public_size: Annotated[int, Field(ge=1)]
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SharedNoise(Agreed):
+    """Who shares the noise of a run, and the whole numbers that it is drawn on. All of it is public.
+
+    `agencies` (n of them) mask their integers, of which up to `colluders` c may tell the coordinator all
+    they know and up to `dropouts` d may fail in a round; h = n - c - d honest agencies carry the whole noise.
+    A gradient is rounded to `steps_per_norm` grid steps per `max_grad_norm`, a count is `steps_per_person`
+    steps. Sums are taken modulo 2^`bits`. `parameters` and `cells` are how many numbers a model and a score
+    table have.
+    """
+
+    agencies: tuple[Slug, ...]
+    colluders: Annotated[int, Field(ge=0)]
+    dropouts: Annotated[int, Field(ge=0)]
+    steps_per_norm: Annotated[int, Field(ge=1)]
+    steps_per_person: Annotated[int, Field(ge=1)]
+    parameters: Annotated[int, Field(ge=1)]
+    cells: Annotated[int, Field(ge=1)]
+    bits: Literal[32, 64]
+
+    @model_validator(mode="after")
+    def can_be_masked(self) -> Self:
+        n, c, d = len(self.agencies), self.colluders, self.dropouts
+        if list(self.agencies) != sorted(set(self.agencies)):
+            raise ValueError("agencies must be names in order, each once")
+        if n < 3:
+            raise ValueError(
+                f"shared noise needs at least 3 agencies, got {n}: of two, each learns the other's sum by "
+                "taking away its own; use privacy=local"
+            )
+        if n <= 2 * d + c:
+            raise ValueError(
+                f"shared noise needs more than 2 x dropouts + colluders = {2 * d + c} agencies, got {n}: "
+                "lower privacy.dropouts or privacy.colluders, or use privacy=local"
+            )
+        if self.steps_per_norm < 1000 * math.sqrt(self.parameters):
+            raise ValueError(
+                f"steps_per_norm must be at least 1000 x sqrt(parameters) = "
+                f"{math.ceil(1000 * math.sqrt(self.parameters))}, got {self.steps_per_norm}"
+            )
+        return self
+
+    @property
+    def threshold(self) -> int:
+        """t = n - d: how many agencies must be in a sum, sign its list and open their shares."""
+        return len(self.agencies) - self.dropouts
+
+    @property
+    def honest(self) -> int:
+        """h = n - c - d: how many shares are the whole noise."""
+        return len(self.agencies) - self.colluders - self.dropouts
+
+    @property
+    def gradient_sensitivity(self) -> float:
+        """Grid steps (L2) that one person changes an agency's rounded sum by, at most.
+
+        C of clipping, SUM_SLACK C of float64 summation, and half a step of rounding on each of p coordinates in
+        each of the two sums: K (1 + SUM_SLACK) + sqrt(p), for K grid steps to C.
+        """
+        return self.steps_per_norm * (1 + SUM_SLACK) + math.sqrt(self.parameters)
+
+    def share_variance(self, noise_multiplier: float, sensitivity: float) -> int:
+        """Variance of one share, grid steps squared: h of them are at least (noise_multiplier x sensitivity)^2."""
+        return math.ceil((noise_multiplier * sensitivity) ** 2 / self.honest)
+
+
+class PrivacyPlan(Agreed):
+    """The noise of every release of a run. All of it is public.
+
+    `mechanism` local: each agency's own Gaussian noise. shared: discrete Gaussian shares behind secure
+    aggregation; every noise here is then that of the h shares together, which the coordinator faces with
+    c colluders. `noise_multiplier` is noise std / sensitivity, dimensionless; the sensitivity is
+    `max_grad_norm`, rounding included. `sample_rate` is the chance that a person is in a step. `tune_sigma`
+    and `test_sigma` are the noise std of one cell of a score table, in people (sensitivity 1).
+    """
+
+    mechanism: Literal["local", "shared", "none"]
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    tune_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    test_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    shared: SharedNoise | None = None
+
+    @model_validator(mode="after")
+    def noise_or_none(self) -> Self:
+        noised = self.noise_multiplier > 0 and self.tune_sigma > 0 and self.test_sigma > 0
+        if self.mechanism != "none" and not (noised and np.isfinite(self.max_grad_norm)):
+            raise ValueError(
+                f"mechanism {self.mechanism} needs a finite max_grad_norm and noise above 0 everywhere"
+            )
+        if self.mechanism == "none" and self.noise_multiplier + self.tune_sigma + self.test_sigma > 0:
+            raise ValueError("mechanism none must say 0 for every noise")
+        if (self.mechanism == "shared") != (self.shared is not None):
+            raise ValueError("shared must be given where mechanism is shared, and nowhere else")
+        events = [self.gradient_release(1), self.table_release("tune"), self.table_release("test")]
+        if any(isinstance(e, SharedRelease) and e.share_variance < SMALLEST_SHARE**2 for e in events):
+            raise ValueError(
+                f"the grid is too coarse: a share of noise must be at least {SMALLEST_SHARE} steps"
+            )
+        return self
+
+    @functools.cached_property
+    def limit(self) -> int:
+        """Largest grid steps on a coordinate of an agency's integers, so that their sum does not wrap around."""
+        assert self.shared is not None  # noqa: S101 - asked of shared plans alone
+        events = [self.gradient_release(1), self.table_release("tune"), self.table_release("test")]
+        variance = max(event.share_variance for event in events if isinstance(event, SharedRelease))
+        return masks.limit_for(self.shared.bits, len(self.shared.agencies), math.sqrt(variance))
+
+    def gradient_release(self, steps: int) -> Event:
+        """What `steps` clipped and noised sums of gradients cost."""
+        common: dict[str, Any] = {"kind": "train", "part": "train", "sample_rate": self.sample_rate}
+        if self.shared is None:
+            return Release(noise_multiplier=self.noise_multiplier, steps=steps, **common)
+        sensitivity = self.shared.gradient_sensitivity
+        return self._shared(sensitivity, self.noise_multiplier, self.shared.parameters, steps, **common)
+
+    def table_release(self, part: Part) -> Event:
+        """What one table of counts over `part` costs: one release of sensitivity 1 person."""
+        sigma = self.tune_sigma if part == "tune" else self.test_sigma
+        common: dict[str, Any] = {"kind": "evaluate", "part": part, "sample_rate": 1.0}
+        if self.shared is None:
+            return Release(noise_multiplier=sigma, steps=1, **common)
+        return self._shared(float(self.shared.steps_per_person), sigma, self.shared.cells, 1, **common)
+
+    def _shared(
+        self, sensitivity: float, noise_multiplier: float, dimension: int, steps: int, **common: Any
+    ) -> SharedRelease:
+        assert self.shared is not None  # noqa: S101 - the callers' case
+        return SharedRelease(
+            sensitivity=sensitivity,
+            share_variance=self.shared.share_variance(noise_multiplier, sensitivity),
+            dimension=dimension,
+            agencies=len(self.shared.agencies),
+            colluders=self.shared.colluders,
+            dropouts=self.shared.dropouts,
+            steps=steps,
+            **common,
+        )
+
+
+class LocalPlan(Agreed):
+    """What one agency does in one round: `steps` optimiser steps from the round's weights."""
+
+    steps: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class TrainPlan(Agreed):
+    """The whole of a run as an agency needs it to say yes or no. It rides in every order.
+
+    `seed` is set in simulations only: it makes every draw repeatable, so a node that guards real
+    records refuses a plan that carries one.
+    """
+
+    version: str = VERSION
+    run_id: Slug
+    experiment: Slug
+    purpose: Slug
+    contract_sha256: str
+    model: ModelSpec
+    privacy: PrivacyPlan
+    local: LocalPlan
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    checkpoints: tuple[int, ...]
+    edges: tuple[float, ...]
+    tune_fraction: Fraction
+    test_fraction: Fraction
+    participants: tuple[Participant, ...]
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def one_linear_sum(self) -> Self:
+        shared = self.privacy.shared
+        if shared is None:
+            return self
+        if self.local.steps != 1 or self.local.proximal_mu:
+            raise ValueError(
+                "shared noise needs local.steps = 1 and no proximal term: others' noise never reaches a step "
+                "that an agency takes by itself; use strategy=dp_fedsgd, or privacy=local"
+            )
+        sizes = {p.name: p.public_size for p in self.participants}
+        if not set(shared.agencies) <= set(sizes):
+            raise ValueError("privacy.shared.agencies must be participants")
+        if len({p.weight / p.public_size for p in self.participants if p.name in shared.agencies}) > 1:
+            raise ValueError(
+                "shared noise weighs every person alike: each agency's weight must be its public_size"
+            )
+        return self
+
+    def participant(self, name: str) -> Participant:
+        """The declared facts of agency `name`; `Refused(CONTRACT)` if the plan does not list it."""
+        if name not in self._by_name:
+            raise Refused(Reason.CONTRACT, f"the plan does not list the agency {name!r}")
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Participant]:
+        return {participant.name: participant for participant in self.participants}
+
+    @property
+    def train_fraction(self) -> float:
+        """The declared share of people in the train part, (0, 1]."""
+        return 1 - self.tune_fraction - self.test_fraction
+
+    def train_release(self) -> Event:
+        """What one round of training costs."""
+        return self.privacy.gradient_release(self.local.steps)
+
+    def table_release(self, part: Part) -> Event:
+        """What one score table on `part` costs."""
+        return self.privacy.table_release(part)
+
+    def expected_batch(self, name: str) -> float:
+        """q x the declared number of people that agency `name` trains on: what its sums are divided by."""
+        return self.privacy.sample_rate * self.participant(name).public_size * self.train_fraction
+
+    def releases(self) -> tuple[Event, ...]:
+        """Everything that this plan may take from one agency, if every round happens once."""
+        train = [self.train_release()] * self.rounds
+        tune = [self.table_release("tune")] * len(self.checkpoints)
+        return (*train, *tune, self.table_release("test"))
+
+
+def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:
+    """A pydantic error as sentences: the key, the rule and what was found."""
+    found = []
+    for item in error.errors(include_url=False):
+        key = ".".join([*within, *(str(part) for part in item["loc"])])
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            found.append(f"{key} is not a known setting")
+        elif item["type"] == "missing":
+            found.append(f"{key} is missing")
+        elif item["type"] in ("model_type", "dataclass_type"):
+            found.append(f"{key or 'this'} must be a group of settings, got {item['input']!r}")
+        elif item["type"] == "string_pattern_mismatch":  # `Slug` is the one pattern
+            found.append(f"{key} must be small letters, digits, - and _, at most 64, got {item['input']!r}")
+        else:
+            rule = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            found.append(f"{key} {rule}{got}" if key else rule)
+    return found

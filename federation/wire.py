@@ -1,0 +1,413 @@
+"""How the values of `federation.protocol` become Flower records, and are read back: the only code that does.
+
+JSON for the small values, NumPy's format (never pickle) for arrays. A message that does not decode exactly is
+`Reason.MALFORMED`.
+"""
+
+import base64
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import ValidationError
+
+from federation.plan import VERSION, Reason, Refused, TrainPlan, sentences
+from federation.protocol import (
+    AGREE,
+    DEAL,
+    KEYS,
+    OPEN,
+    READY,
+    ROUND,
+    AgreeOrder,
+    DealOrder,
+    Dealt,
+    Head,
+    Heads,
+    Keys,
+    KeysOrder,
+    MaskedReply,
+    Opened,
+    OpenOrder,
+    Ready,
+    Refusal,
+    Reply,
+    RoundOrder,
+    RoundReply,
+    Sealed,
+    Signed,
+    Weights,
+)
+from federation.release import Event, event_from_dict
+from federation.secagg import Advert
+
+Answer = TypeVar("Answer")
+
+
+def pack_ready_order(plan: TrainPlan, node_id: int, heads: Heads | None = None) -> Message:
+    """Ask whether an agency is ready for `plan`."""
+    return _small_order(READY, node_id, {"plan": plan.canonical, "heads": heads or {}})
+
+
+def read_ready_order(message: Message) -> tuple[TrainPlan, Heads]:
+    """The plan of a ready order and the heads that the coordinator keeps; `Refused` when it does not decode."""
+    return _decoded(lambda small: (_read_plan(small.get("plan")), _read_heads(small["heads"])), message)
+
+
+def pack_keys_order(order: KeysOrder, node_id: int) -> Message:
+    """Ask an agency for mask keys."""
+    small = {"plan": order.plan.canonical, "draws": order.draws, "heads": order.heads}
+    return _small_order(KEYS, node_id, small)
+
+
+def read_keys_order(message: Message) -> KeysOrder:
+    """The inverse of `pack_keys_order`; `Refused` when it does not decode."""
+    return _decoded(
+        lambda small: KeysOrder(_read_plan(small["plan"]), int(small["draws"]), _read_heads(small["heads"])),
+        message,
+    )
+
+
+def pack_deal_order(order: DealOrder, node_id: int) -> Message:
+    """Show an agency everybody's keys."""
+    adverts = [advert.to_dict() for advert in order.adverts]
+    return _small_order(DEAL, node_id, {"plan": order.plan.canonical, "adverts": adverts})
+
+
+def read_deal_order(message: Message) -> DealOrder:
+    """The inverse of `pack_deal_order`; `Refused` when it does not decode."""
+    return _decoded(
+        lambda small: DealOrder(_read_plan(small["plan"]), tuple(map(Advert.from_dict, small["adverts"]))),
+        message,
+    )
+
+
+def pack_agree_order(order: AgreeOrder, node_id: int) -> Message:
+    """Ask an agency to sign a list of survivors."""
+    return _small_order(AGREE, node_id, _of_draw(order))
+
+
+def read_agree_order(message: Message) -> AgreeOrder:
+    """The inverse of `pack_agree_order`; `Refused` when it does not decode."""
+    return _decoded(lambda small: AgreeOrder(**_read_of_draw(small)), message)
+
+
+def pack_open_order(order: OpenOrder, node_id: int) -> Message:
+    """Ask an agency for the shares that unmask a sum."""
+    small = _of_draw(order) | {
+        "signatures": {name: _text(signature) for name, signature in order.signatures.items()},
+        "sealed": {name: [_text(part) for part in sealed] for name, sealed in order.sealed.items()},
+        "last": order.last,
+    }
+    return _small_order(OPEN, node_id, small)
+
+
+def read_open_order(message: Message) -> OpenOrder:
+    """The inverse of `pack_open_order`; `Refused` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> OpenOrder:
+        return OpenOrder(
+            **_read_of_draw(small),
+            signatures={str(name): _bytes(value) for name, value in small["signatures"].items()},
+            sealed={str(name): _read_sealed(value) for name, value in small["sealed"].items()},
+            last=bool(small["last"]),
+        )
+
+    return _decoded(read, message)
+
+
+def pack_round_orders(order: RoundOrder, node_ids: Mapping[str, int]) -> dict[str, Message]:
+    """One round's order for each agency, packed once: it says the same to all."""
+    small = {
+        "plan": order.plan.canonical,
+        "round": order.round,
+        "train": order.train,
+        "evaluate": list(order.evaluate),
+        "draw": order.draw,
+        "transcript": order.transcript,
+        "heads": order.heads,
+    }
+    content = _json_record(small)
+    content["weights"] = _pack_arrays(order.weights)
+    return {
+        name: Message(content, dst_node_id=node_id, message_type=ROUND, group_id=str(order.round))
+        for name, node_id in node_ids.items()
+    }
+
+
+def pack_round_order(order: RoundOrder, node_id: int) -> Message:
+    """One round's order for one agency."""
+    return pack_round_orders(order, {"": node_id})[""]
+
+
+def read_round_order(message: Message) -> RoundOrder:
+    """The order in `message`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> RoundOrder:
+        parts = tuple(str(part) for part in small["evaluate"])
+        if not set(parts) <= {"tune", "test"} or len(set(parts)) < len(parts):
+            raise ValueError("only tune and test are evaluated, each once")
+        return RoundOrder(
+            plan=_read_plan(small["plan"]),
+            round=int(small["round"]),
+            weights=_read_arrays(message.content, "weights"),
+            train=bool(small["train"]),
+            evaluate=parts,  # type: ignore[arg-type]
+            draw=None if small["draw"] is None else int(small["draw"]),
+            transcript=str(small["transcript"]),
+            heads=_read_heads(small["heads"]),
+        )
+
+    return _decoded(read, message)
+
+
+def pack_reply(reply: Reply, order: Message) -> Message:
+    """The one way out of an agency. The size depends on the plan alone."""
+    small: dict[str, Any] = {"kind": type(reply).__name__, "agency": reply.agency}
+    arrays: dict[str, Mapping[str, np.ndarray]] = {}
+    match reply:
+        case Refusal():
+            small |= {"reason": reply.reason.value}
+        case Ready():
+            small |= {"head": reply.head, "keeps": reply.keeps}
+        case RoundReply():
+            small |= {"releases": _released(reply.releases), "trained": reply.delta is not None}
+            small |= {"head": reply.head}
+            arrays |= {} if reply.delta is None else {"delta": reply.delta}
+            arrays |= {"tables": reply.tables} if reply.tables else {}
+        case MaskedReply():
+            small |= {"releases": _released(reply.releases), "head": reply.head}
+            arrays |= {"masked": {"vector": reply.vector}}
+        case Keys():
+            small |= {"advert": reply.advert.to_dict()}
+        case Dealt():
+            small |= {
+                "sealed": {n: [[_text(k), _text(s)] for k, s in each] for n, each in reply.sealed.items()}
+            }
+        case Signed():
+            small |= {"signature": _text(reply.signature)}
+        case Opened():
+            small |= {"shares": {name: _text(share) for name, share in reply.shares.items()}}
+    content = _json_record(small)
+    for key, value in arrays.items():
+        content[key] = _pack_arrays(value)
+    return Message(content, reply_to=order)
+
+
+def read_reply(message: Message) -> Reply:
+    """The reply in `message`; ValueError (one sentence) when it does not decode."""
+    try:
+        small = _read_json(message.content)
+        return _READERS[small["kind"]](str(small["agency"]), small, message.content)
+    except (AttributeError, KeyError, TypeError, ValueError, Refused):
+        raise ValueError("a reply does not decode: it is not from this version of fedrisk") from None
+
+
+def _read_round_reply(agency: str, small: dict[str, Any], content: RecordDict) -> RoundReply:
+    return RoundReply(
+        agency=agency,
+        delta=_read_arrays(content, "delta") if small["trained"] else None,
+        tables=_read_arrays(content, "tables") if "tables" in content else {},
+        releases=_read_released(small["releases"]),
+        head=_read_head(small["head"]),
+    )
+
+
+def _read_masked_reply(agency: str, small: dict[str, Any], content: RecordDict) -> MaskedReply:
+    vector = _read_arrays(content, "masked")["vector"]
+    return MaskedReply(agency, vector, _read_released(small["releases"]), _read_head(small["head"]))
+
+
+def _read_dealt(agency: str, small: dict[str, Any], _: RecordDict) -> Dealt:
+    return Dealt(agency, {n: tuple(map(_read_sealed, each)) for n, each in small["sealed"].items()})
+
+
+_READERS: Mapping[str, Callable[[str, dict[str, Any], RecordDict], Reply]] = {
+    "Refusal": lambda agency, small, _: Refusal(agency, Reason(small["reason"])),
+    "Ready": lambda agency, small, _: Ready(agency, _read_head(small["head"]), _read_heads(small["keeps"])),
+    "RoundReply": _read_round_reply,
+    "MaskedReply": _read_masked_reply,
+    "Keys": lambda agency, small, _: Keys(agency, Advert.from_dict(small["advert"])),
+    "Dealt": _read_dealt,
+    "Signed": lambda agency, small, _: Signed(agency, _bytes(small["signature"])),
+    "Opened": lambda agency, small, _: Opened(agency, {n: _bytes(s) for n, s in small["shares"].items()}),
+}
+
+
+# --- small values -------------------------------------------------------------------------------------
+
+
+def _small_order(message_type: str, node_id: int, small: Mapping[str, Any]) -> Message:
+    return Message(_json_record(small), dst_node_id=node_id, message_type=message_type)
+
+
+def _decoded(read: Callable[[dict[str, Any]], Answer], message: Message) -> Answer:
+    small = _read_json(message.content)
+    try:
+        return read(small)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(Reason.MALFORMED, f"an order does not decode: {type(error).__name__}") from None
+
+
+def _of_draw(order: AgreeOrder | OpenOrder) -> dict[str, Any]:
+    return {
+        "run_id": order.run_id,
+        "transcript": order.transcript,
+        "draw": order.draw,
+        "survivors": list(order.survivors),
+    }
+
+
+def _read_of_draw(small: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": str(small["run_id"]),
+        "transcript": str(small["transcript"]),
+        "draw": int(small["draw"]),
+        "survivors": tuple(str(name) for name in small["survivors"]),
+    }
+
+
+def _released(releases: Sequence[Event]) -> list[dict[str, Any]]:
+    return [release.to_dict() for release in releases]
+
+
+def _read_released(values: Sequence[Mapping[str, Any]]) -> tuple[Event, ...]:
+    return tuple(event_from_dict(value) for value in values)
+
+
+def _read_head(value: Any) -> Head | None:
+    return None if value is None else Head(int(value[0]), str(value[1]))
+
+
+def _read_heads(values: Mapping[str, Any]) -> dict[str, Head]:
+    return {str(name): Head(int(value[0]), str(value[1])) for name, value in values.items()}
+
+
+def _read_sealed(value: Sequence[str]) -> Sealed:
+    key, own = value
+    return _bytes(key), _bytes(own)
+
+
+def _text(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _bytes(value: str) -> bytes:
+    return base64.b64decode(value, validate=True)
+
+
+# --- arrays -------------------------------------------------------------------------------------------
+
+
+def as_strategy_reply(message: Message, weights: Weights, public_weight: float) -> Message:
+    """`message` as Flower's strategies want it: arrays, and the agreed weight in place of a row count."""
+    arrays = _record({name: _Here(value) for name, value in weights.items()})
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"weight": public_weight})})
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+@final
+class _Here(Array):
+    """An array that stays in this process: Flower's strategies read it without unpacking it first."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        super().__init__(str(value.dtype), value.shape, "numpy.ndarray", b"")
+        self.__dict__["value"] = value
+
+    def numpy(self) -> np.ndarray:
+        value: np.ndarray = self.__dict__["value"]
+        return value
+
+
+def pack_weights(weights: Weights) -> ArrayRecord:
+    """Weights as a Flower record (float32 arrays by parameter name)."""
+    return _pack_arrays(weights)
+
+
+def read_weights(record: ArrayRecord) -> Weights:
+    """The inverse of `pack_weights`."""
+    return {name: _read_array(array) for name, array in record.items()}
+
+
+def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return _record({name: _pack_array(value) for name, value in arrays.items()})
+
+
+def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of `arrays`. Flower's constructor would copy each of them."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
+
+
+def _pack_array(value: np.ndarray) -> Array:
+    """As Flower packs it, in NumPy's format, without writing the same header each time."""
+    dtype = str(value.dtype)
+    data = _header(dtype, value.shape) + value.tobytes()
+    return Array(dtype=dtype, shape=value.shape, stype="numpy.ndarray", data=data)
+
+
+def _read_array(array: Array) -> np.ndarray:
+    """The inverse of `_pack_array`; whatever else is in NumPy's format goes through NumPy's own reader."""
+    dtype = np.dtype(array.dtype)
+    header = b"" if dtype.hasobject else _header(array.dtype, array.shape)
+    if array.stype != "numpy.ndarray" or not header or not array.data.startswith(header):
+        return array.numpy()
+    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(array.shape).copy()
+
+
+@functools.lru_cache(maxsize=256)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What NumPy's format puts before the values."""
+    facts = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
+
+
+def _read_arrays(content: RecordDict, key: str) -> Weights:
+    record = content[key]
+    if not isinstance(record, ArrayRecord):
+        raise TypeError(f"{key} is not a record of arrays")
+    return read_weights(record)
+
+
+def _json_record(value: Mapping[str, Any]) -> RecordDict:
+    return RecordDict({"fedrisk": ConfigRecord({"json": json.dumps(value)})})
+
+
+def _read_json(content: RecordDict) -> dict[str, Any]:
+    try:
+        value = json.loads(str(content["fedrisk"]["json"]))
+        if not isinstance(value, dict):
+            raise TypeError
+        return value
+    except (KeyError, TypeError, ValueError):
+        raise Refused(Reason.MALFORMED, "a message without fedrisk's own record") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _read_plan(text: object) -> TrainPlan:
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(text, str) or not isinstance(found, dict):
+        raise Refused(Reason.MALFORMED, "the order carries no plan in JSON")
+    if found.get("version") != VERSION:
+        raise Refused(
+            Reason.VERSION, f"the plan speaks protocol {found.get('version')!r}, this node {VERSION!r}"
+        )
+    try:
+        return TrainPlan.model_validate_json(text)
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, "; ".join(sentences(error))) from None
