@@ -16,6 +16,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.keys import KeyFileError
 from clients.ledger import LedgerError
 from clients.node import DataError, Node, NodeError, open_node
 from clients.policy import PolicyError
@@ -76,7 +77,7 @@ def _answer(
     except DataError as error:
         node_log.error("the data does not fit the contract: %s", error)
         reason = Reason.UNAVAILABLE
-    except (NodeError, PolicyError, LedgerError) as error:
+    except (NodeError, PolicyError, LedgerError, KeyFileError) as error:
         node_log.error("this node cannot work: %s", error)
         reason = Reason.UNAVAILABLE
     except Exception as error:  # noqa: BLE001 - the wall: nothing of an error may leave

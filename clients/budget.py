@@ -123,7 +123,8 @@ def key_of(span: Span, plan: PlanFacts) -> str:
 def check_budget(budget: Budget) -> None:
     """ValueError where two limits are for the same span and name."""
     for (span, name), count in Counter((limit.span, limit.name) for limit in budget).items():
-        _require(count == 1, "budget", "one limit for each span and name", f"{count} for {span} {name or ''}")
+        found = f"{count} for {span}" + ("" if name is None else f" {name}")
+        _require(count == 1, "budget", "one limit for each span and name", found)
 
 
 def steps_of(events: Iterable[Event]) -> Counter[Event]:

@@ -84,8 +84,7 @@ class Node:
         self._resident: dict[tuple[float, float], Resident] = {}
         self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
-        pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
-        self.masks = Masks(folder, facts.name, keys.signing_key(folder), pins)
+        self._pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
         self._keeps: dict[str, Head] = _read_keeps(folder)
         budget = None if policy.budget is None else policy.budget.limits()
         scope: Scope = "this run alone" if policy.simulation else "lifetime"
@@ -146,6 +145,11 @@ class Node:
     def open(self, order: OpenOrder) -> Opened:
         """Open the shares that unmask the sum of the list that was signed."""
         return Opened(self.facts.name, self.masks.open(order))
+
+    @functools.cached_property
+    def masks(self) -> Masks:
+        """What this node keeps for secure aggregation; its signing key is made at first use."""
+        return Masks(self.folder, self.facts.name, keys.signing_key(self.folder), self._pins)
 
     @property
     def head(self) -> Head:

@@ -58,7 +58,7 @@ class Stream:
     for each order. ValueError once 256 GiB are given, where the block counter would start again.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: builtins.bytes) -> None:
         self._cipher = Cipher(ChaCha20(key, nonce=builtins.bytes(16)), mode=None).encryptor()
 
     @classmethod

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
@@ -40,8 +41,6 @@ def resume(
 
     Example: fedrisk resume demo-20260101-120000-1a2b
     """
-    from pathlib import Path
-
     from experiments.run import resume_run
 
     guarded(lambda: resume_run(Path(output) / run_id, quiet=quiet))
@@ -72,14 +71,31 @@ def submit(
     guarded(lambda: submit_run(superlink, context.args))
 
 
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def plan(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the curves, into a file.svg or file.png.")
+    ] = None,
+) -> None:
+    """Say what a configuration costs, before anything is spent, and what noise, rounds and sampling meet a budget.
+
+    No record is read and no agency is asked. Without arguments it plans the demo.
+
+    Example: fedrisk plan strategy=dp_fedsgd privacy=shared privacy.epsilon=1 --plot plan.svg
+    """
+    from experiments.planning import plan_from
+
+    guarded(lambda: plan_from(context.args, as_json=as_json, plot=plot))
+
+
 @app.command()
 def check(
     agencies: Annotated[str, typer.Argument(help="Your agencies.yaml.")],
     min_people: Annotated[int, typer.Option(help="Fewest people that an agency may have.")] = 50,
 ) -> None:
     """Check a contract and every agency's table, before any run: fedrisk check path/to/agencies.yaml"""
-    from pathlib import Path
-
     from experiments.run import check_agencies
 
     guarded(lambda: check_agencies(Path(agencies), min_people))

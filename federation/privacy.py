@@ -78,9 +78,9 @@ def draw_of(event: Event, viewer: Viewer = "coordinator", agencies: int = 1) -> 
     if isinstance(event, Release):
         return Draw(event.noise_multiplier, event.sample_rate)
     shares = event.shares(viewer)
-    noise_multiplier = event.noise_multiplier_to(viewer) / math.sqrt(min(agencies, shares))
     if agencies >= shares:
-        return Draw(noise_multiplier, event.sample_rate, 0.0)
+        return Draw(event.noise_multiplier_to("everybody"), event.sample_rate, 0.0)
+    noise_multiplier = event.noise_multiplier_to(viewer) / math.sqrt(agencies)
     apart = renyi.closure(event.share_variance, shares, event.dimension)
     apart += renyi.closure(event.share_variance * shares // agencies, agencies, event.dimension)
     return Draw(noise_multiplier, event.sample_rate, apart)

@@ -130,7 +130,9 @@ _TYPES: Mapping[str, type[Release] | type[SharedRelease]] = {
 def event_from_dict(values: Mapping[str, Any]) -> Event:
     """The event that `to_dict` of either type wrote; ValueError for anything else."""
     mechanism = values.get("mechanism")
-    require(isinstance(mechanism, str) and mechanism in _TYPES, "mechanism", f"one of {sorted(_TYPES)}", mechanism)
+    require(
+        isinstance(mechanism, str) and mechanism in _TYPES, "mechanism", f"one of {sorted(_TYPES)}", mechanism
+    )
     return _TYPES[str(mechanism)].from_dict(values)
 
 

@@ -407,8 +407,9 @@ def sign_survivors(
 ) -> bytes:
     """This agency's word that `survivors`, and no other list, are whose sum of `draw` it will help unmask.
 
-    Sign one list per draw: with two, a coordinator could open both seeds of an agency. The caller remembers
-    which list it has signed; for the same list the signature is the same. `Refused(MASKS)` for a list that
+    Sign one list per draw, and for the roster that this agency's secrets are bound to: with two, a
+    coordinator could open both seeds of an agency. The caller remembers which list it has signed; for the
+    same list the signature is the same. `Refused(MASKS)` for a list that
     is not sorted, has a stranger or fewer than t names.
     """
     _check_survivors(roster, draw, survivors)

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from experiments.config import CONF, Compare, Data, check_settings, compose, read
 from experiments.datasets import SOURCES, default_root
 from federation.experiment import Settings, SettingsError
-from federation.protocol import PrivacyPlan
 from models.risk import ARCHITECTURES, build
 
 GROUPS = {
@@ -26,7 +25,7 @@ OWN = ["data.agencies=agencies.yaml"]
 
 def with_what_it_needs(group: str, choice: str) -> list[str]:
     """Overrides that choose `choice`, and what cannot be left open then."""
-    needs = {("data", "own"): OWN, ("experiment", "own"): OWN}
+    needs = {("data", "own"): OWN, ("experiment", "own"): OWN, ("privacy", "shared"): ["strategy=dp_fedsgd"]}
     if (group, choice) == ("contract", "from_agencies"):
         return ["experiment=own", *OWN]
     return [f"{group}={choice}", *needs.get((group, choice), [])]
@@ -73,11 +72,13 @@ def test_every_choice_is_valid_and_an_unknown_key_in_it_is_not(group: str, choic
 )
 def test_every_combination_is_a_plan(model: str, strategy: str, privacy: str) -> None:
     config = compose([f"model={model}", f"strategy={strategy}", f"privacy={privacy}"])
+    if privacy == "shared" and strategy != "dp_fedsgd":
+        with pytest.raises(SettingsError, match="strategy must be dp_fedsgd where privacy is shared"):
+            check_settings(config)
+        return
     settings, *_ = check_settings(config)
     assert (settings.model.name, settings.strategy.name) == (model, strategy)
-    plan = settings.privacy_plan()
-    assert isinstance(plan, PrivacyPlan)
-    assert (plan.noise_multiplier > 0) == (privacy == "local")
+    assert (settings.noise().noise_multiplier > 0) == (privacy != "none")
     assert build(settings.model, 7) is not None
 
 

@@ -38,6 +38,11 @@ def federate(study: Study, folder: Path, grid: type[engines.LocalGrid] = engines
     return rounds.run_federation(network, study.experiment, RunFacts("run-1", "local", True), folder)
 
 
+def ledger_of(folder: Path, name: str) -> Ledger:
+    path = folder / "nodes" / name / "ledger.db"
+    return Ledger(path, budget=None, scope="this run alone", people=f"{name}/people")
+
+
 def last(folder: Path) -> Weights:
     found = checkpoint.read_last(folder / "checkpoints")
     assert found is not None
@@ -120,7 +125,7 @@ def test_a_round_that_was_lost_was_charged_and_the_result_says_so(
             federate(study, tmp_path, dies)
     result = federate(study, tmp_path)
     for name in ("north", "clinic", "south"):
-        with Ledger(tmp_path / "nodes" / name / "ledger.db", budget=None, scope="this run alone") as ledger:
+        with ledger_of(tmp_path, name) as ledger:
             spent = ledger.epsilon(1e-5)
         said = result["agencies"][name]["epsilon"]["total"]
         assert said > 3.0 or dies is DiesAtTheEnd
@@ -136,7 +141,7 @@ def test_every_release_is_in_the_agencys_ledger_and_epsilon_is_composed_over_rou
     result = federate(study, tmp_path)
     plan = study.experiment.plan("run-1", simulation=True)
     for name in ("north", "clinic", "south"):
-        with Ledger(tmp_path / "nodes" / name / "ledger.db", budget=None, scope="this run alone") as ledger:
+        with ledger_of(tmp_path, name) as ledger:
             spent = ledger.epsilon(plan.privacy.delta)
             kinds = [(release.kind, release.part) for release in ledger.releases()]
         assert kinds.count(("train", "train")) == plan.rounds

@@ -1,6 +1,7 @@
 """What may leave: it survives the trip exactly, it has no field with a record axis, and nothing else decodes."""
 
 import dataclasses
+import typing
 
 import numpy as np
 import pytest
@@ -10,7 +11,22 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from federation import protocol, wire
 from federation.experiment import Experiment, SettingsError
 from federation.privacy import Release
-from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
+from federation.protocol import (
+    Dealt,
+    Head,
+    Keys,
+    MaskedReply,
+    Opened,
+    Ready,
+    Reason,
+    Refusal,
+    Refused,
+    RoundOrder,
+    RoundReply,
+    Signed,
+    TrainPlan,
+)
+from federation.secagg import Advert
 
 
 @pytest.fixture
@@ -92,14 +108,75 @@ def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:
 
 def test_a_reply_has_no_other_field_than_these() -> None:
     """Adding a field to what leaves must be seen here and in docs/architecture.md."""
-    assert {field.name for field in dataclasses.fields(RoundReply)} == {
-        "agency",
-        "delta",
-        "tables",
-        "releases",
+    leaves = {
+        Ready: {"agency", "head", "keeps"},
+        RoundReply: {"agency", "delta", "tables", "releases", "head"},
+        MaskedReply: {"agency", "vector", "releases", "head"},
+        Keys: {"agency", "advert"},
+        Dealt: {"agency", "sealed"},
+        Signed: {"agency", "signature"},
+        Opened: {"agency", "shares"},
+        Refusal: {"agency", "reason"},
     }
-    assert {field.name for field in dataclasses.fields(Ready)} == {"agency"}
-    assert {field.name for field in dataclasses.fields(Refusal)} == {"agency", "reason"}
+    assert set(leaves) == set(typing.get_args(protocol.Reply))
+    for reply, fields in leaves.items():
+        assert {field.name for field in dataclasses.fields(reply)} == fields
+    assert {field.name for field in dataclasses.fields(Advert)} == {
+        "agency",
+        "share_key",
+        "mask_keys",
+        "signature",
+        "keeps",
+    }
+
+
+HEAD = Head(7, "ab" * 32)
+ADVERT = Advert("north", b"s" * 32, (b"m" * 32, b"n" * 32), b"g" * 64, ("south", 3, "cd" * 32))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Ready("north", HEAD, {"south": Head(3, "cd" * 32)}),
+        Keys("north", ADVERT),
+        Dealt("north", {"south": ((b"k" * 32, b"s" * 32),) * 2}),
+        Signed("north", b"g" * 64),
+        Opened("north", {"south": b"x" * 16}),
+    ],
+    ids=lambda reply: type(reply).__name__,
+)
+def test_what_the_masking_needs_survives_the_trip(plan: TrainPlan, reply: protocol.Reply) -> None:
+    message = wire.pack_round_order(order(plan), 7)
+    assert wire.read_reply(wire.pack_reply(reply, message)) == reply
+
+
+def test_a_masked_reply_survives_the_trip(plan: TrainPlan) -> None:
+    message = wire.pack_round_order(order(plan), 7)
+    for dtype in (np.uint32, np.uint64):
+        sent = MaskedReply("north", np.arange(5).astype(dtype) - 3, order(plan).releases, HEAD)
+        got = wire.read_reply(wire.pack_reply(sent, message))
+        assert isinstance(got, MaskedReply)
+        assert got.vector.dtype == dtype
+        np.testing.assert_array_equal(got.vector, sent.vector)
+        assert (got.agency, got.releases, got.head) == (sent.agency, sent.releases, HEAD)
+
+
+def test_the_orders_of_the_masking_survive_the_trip(plan: TrainPlan) -> None:
+    heads = {"north": HEAD}
+    of_draw = ("run-1", "transcript", 4, ("north", "south"))
+    keys = protocol.KeysOrder(plan, 9, heads)
+    assert wire.read_keys_order(wire.pack_keys_order(keys, 7)) == keys
+    deal = protocol.DealOrder(plan, (ADVERT,))
+    assert wire.read_deal_order(wire.pack_deal_order(deal, 7)) == deal
+    agree = protocol.AgreeOrder(*of_draw)
+    assert wire.read_agree_order(wire.pack_agree_order(agree, 7)) == agree
+    opening = protocol.OpenOrder(*of_draw, {"north": b"g" * 64}, {"south": (b"k", b"s")}, last=True)
+    assert wire.read_open_order(wire.pack_open_order(opening, 7)) == opening
+    assert wire.read_ready_order(wire.pack_ready_order(plan, 7, heads)) == (plan, heads)
+    masked = dataclasses.replace(order(plan), draw=4, transcript="ab" * 32, heads=heads)
+    got = wire.read_round_order(wire.pack_round_order(masked, 7))
+    assert (got.draw, got.transcript, got.heads) == (4, "ab" * 32, heads)
+    assert got.order_id == "run-1/3/abababababababab.4"
 
 
 @pytest.mark.parametrize("agency", ["", "north"])
@@ -154,8 +231,8 @@ def test_an_impossible_plan_cannot_be_made(plan: TrainPlan, field: str, value: f
         plan.privacy.but(**{field: value})
 
 
-def test_gaussian_without_noise_and_none_with_noise_are_refused(plan: TrainPlan) -> None:
-    with pytest.raises(ValueError, match="gaussian"):
+def test_privacy_without_noise_and_none_with_noise_are_refused(plan: TrainPlan) -> None:
+    with pytest.raises(ValueError, match="local needs"):
         plan.privacy.but(tune_sigma=0.0)
     with pytest.raises(ValueError, match="none"):
         plan.privacy.but(mechanism="none")

@@ -280,7 +280,7 @@ def random_steps(count: int, seed: int) -> Iterator[tuple[float, float, int]]:
 
 def test_three_hundred_steps_agree_with_dp_accounting() -> None:
     compared = 0
-    for z, q, a in random_steps(400, seed=1):
+    for z, q, a in random_steps(600, seed=1):
         accountant = rdp.RdpAccountant([a], NeighboringRelation.ADD_OR_REMOVE_ONE)
         accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(z)))
         (theirs,) = accountant.rdp

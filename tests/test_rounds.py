@@ -30,7 +30,7 @@ def honest(order: RoundOrder, name: str, delta: float = 0.1) -> RoundReply:
     change = (
         {key: np.full_like(value, delta) for key, value in order.weights.items()} if order.train else None
     )
-    return RoundReply(name, change, tables, (order.plan.train_release(),))
+    return RoundReply(name, change, tables, order.releases)
 
 
 def scripted(answers: Mapping[str, Answer], grid: type[LocalGrid] = LocalGrid) -> LocalGrid:

@@ -202,6 +202,19 @@ def test_an_encrypted_share_is_good_for_one_draw_one_kind_and_one_direction() ->
     assert set(opened) == {"agency-0"}
 
 
+def test_a_dealer_cannot_have_something_else_than_a_share_opened() -> None:
+    setup, survivors = usual(), names(5)
+    signatures = {name: setup.sign(name, 0, survivors) for name in survivors}
+    sealed = {sender: each["agency-0"][0] for sender, each in setup.dealt.items()}
+    cheat, roster, bound_to = setup.agencies["agency-1"].secrets, setup.roster, ("agency-1", "agency-0", 0)
+    box = secagg._box(cheat.share_key(), roster, "agency-0", "agency-1", "agency-0")
+    for text, opens in ((bytes(16), True), (bytes(15), False), (b"", False), (bytes(1000), False)):
+        sealed["agency-1"] = (b"", secagg._seal(box, text, roster, *bound_to, secagg.SELF))
+        secrets = setup.agencies["agency-0"].secrets
+        opened = secagg.open_shares(secrets, roster, 0, survivors, signatures, sealed, setup.pins)
+        assert ("agency-1" in opened) == opens
+
+
 def test_too_few_or_wrong_shares_leave_the_sum_masked() -> None:
     setup, survivors = usual(), names(5)
     total, opened = np.zeros(3, np.uint32), setup.open_all(0, survivors)

@@ -229,7 +229,7 @@ def test_no_count_leaves_and_a_reply_has_the_same_size_for_any_number_of_people(
     assert [text for text, _ in many] == [text for text, _ in fewer]
     assert [len(content) for _, content in many] == [len(content) for _, content in fewer]
     keys = set().union(*(json.loads(text) for text, _ in many))
-    assert keys == {"agency", "releases", "trained"}
+    assert keys == {"kind", "agency", "releases", "trained", "head", "keeps"}
     counts = counts_of(planted / "run-1237" / "nodes" / "north")
     assert 1237 in counts
     assert not counts & {value for text, _ in many for value in numbers(json.loads(text))}

@@ -22,7 +22,8 @@ SHARES_GUESSED = (
     1 / 2,
     1.0,
 )  # of the canaries; each at a quarter of the error that is allowed
-RARELY = 0.05  # sample rate of `alone`
+NOISE_ERROR = 0.1  # of a fit's error, what the limit of the noise may use
+RARELY = 0.1  # sample rate of `alone`
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,29 @@ class Fit:
         return self.noise_most / self.shift_least if self.shift_least > 0 else math.inf
 
 
-def fit(inside: FloatArray, outside: FloatArray, sample_rate: float, confidence: float) -> Fit:
+def fit(
+    inside: FloatArray,
+    outside: FloatArray,
+    sample_rate: float,
+    confidence: float,
+    noise_alone: FloatArray | None = None,
+) -> Fit:
     """From statistics of canaries that were in (each took part with chance `sample_rate`) and out.
 
-    s^2 = variance of `outside`, at most s^2 (n - 1) / chi2_{a/2, n-1}; shift = (mean inside - mean outside) / q, less
-    z_{1-a/2} standard errors, a = 1 - confidence. Assumes Gaussian noise, independent between statistics (`checks.noise`
-    looks at both). Raises ValueError for fewer than 2 of either.
+    s^2 = variance of `noise_alone` (default: of `outside`), at most s^2 (n - 1) / chi2_{a, n-1};
+    shift = (mean inside - mean outside) / q, less z_{1-b} standard errors. Of the error 1 - confidence = a + b, a is a tenth:
+    the noise is far better known than the shift. Assumes Gaussian noise, independent between statistics (`checks.noise` looks
+    at both). ValueError for fewer than 2 of either.
     """
     if min(inside.size, outside.size) < 2:
         raise ValueError("a fit needs two canaries that are in and two that are out: take more canaries")
-    miss, freedom = (1 - confidence) / 2, outside.size - 1
-    noise = float(outside.std(ddof=1))
+    alone = outside if noise_alone is None else noise_alone
+    miss, freedom = (1 - confidence) * NOISE_ERROR, alone.size - 1
+    noise = float(alone.std(ddof=1))
     most = noise * math.sqrt(freedom / float(stats.chi2.ppf(miss, freedom)))
     shift = float(inside.mean() - outside.mean()) / sample_rate
     error = math.sqrt(inside.var(ddof=1) / inside.size + outside.var(ddof=1) / outside.size) / sample_rate
-    return Fit(noise, most, shift, shift - float(stats.norm.ppf(1 - miss)) * error)
+    return Fit(noise, most, shift, shift - float(stats.norm.ppf(confidence + miss)) * error)
 
 
 def gaussian_pair(
@@ -171,13 +180,11 @@ def alone(
     """
     rarely = mechanism.at_rate(RARELY)
     claim = epsilon([rarely.plan.gradient_release(1)], delta)
-    people = canaries.people
-    one, nobody = np.zeros(len(people.y), bool), np.zeros(len(people.y), bool)
-    one[-1] = True
-    hits = [
-        sum(bool(rarely(canaries.module, group, round_seed(seed, 2 * i + k))[0].any()) for i in range(runs))
-        for k, group in enumerate((people.only(one), people.only(nobody)))
-    ]
+    hits = []
+    for there in (True, False):
+        people = canaries.with_canaries(np.array([there]))
+        rounds = (rarely(canaries.module, people, round_seed(seed, 2 * i + there)) for i in range(runs))
+        hits.append(sum(bool(released[0].any()) for released in rounds))
     level = clopper_pearson(hits[0], runs, hits[1], runs, delta, confidence)
     seen = {"noised with": float(hits[0]), "noised without": float(hits[1]), "runs": float(runs)}
     return bound("one person alone", level, claim, confidence, seen=seen)

@@ -6,6 +6,7 @@ node does, one step a round. `Shared` adds up what each agency's `clients.train.
 the shares of noise that the coordinator cannot take away: masks cancel, so they are left out.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,12 +45,15 @@ class People:
         return People(self.x[at], self.y[at], self.agency[who])
 
     def of(self, agency: int) -> tuple[Tensor, Tensor]:
-        """(x, y) of one agency's people, without a copy where it has them all."""
-        mine = self.agency == agency
-        if mine.all():
-            return self.x, self.y
-        at = torch.from_numpy(np.flatnonzero(mine))
-        return self.x[at], self.y[at]
+        """(x, y) of one agency's people; looked up once, since every round asks."""
+        if agency not in self._of:
+            at = torch.from_numpy(np.flatnonzero(self.agency == agency))
+            self._of[agency] = (self.x[at], self.y[at])
+        return self._of[agency]
+
+    @functools.cached_property
+    def _of(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
 
 
 class Mechanism(Protocol):
@@ -139,12 +143,12 @@ class Shared:
 
     def __call__(self, module: nn.Module, people: People, seed: int) -> FloatArray:
         steps = self._agreed.steps_per_norm
-        total = sum(
+        sums = [
             self._steps(module, *people.of(agency), seed, agency)
             for agency in range(len(self._agreed.agencies))
-        )
-        total = total + self._noise(seed, len(np.asarray(total)))
-        return np.asarray(total, np.float64)[None] / steps
+        ]
+        total = np.stack([*sums, self._noise(seed, len(sums[0]))]).sum(0, keepdims=True)
+        return np.asarray(total / steps, np.float64)
 
     @property
     def sensitivity(self) -> float:
@@ -178,7 +182,7 @@ class Shared:
             self.share(stream_seed(seed, agency, "noise"), n, variance)
             for agency in range(self._agreed.honest)
         ]
-        return np.sum(shares, axis=0, dtype=np.int64)
+        return np.asarray(np.sum(shares, axis=0, dtype=np.int64))
 
     def silent(self) -> Self:
         return replace(self, share=lambda seed, n, variance: np.zeros(n, np.int64))

@@ -81,7 +81,10 @@ def infer(module: nn.Module, split: Split, claim: float, delta: float, confidenc
     inside, outside = _low_loss(module, *split.members[:2]), _low_loss(module, *split.others[:2])
     found = []
     for name, places in split.groups.items():
-        mine, theirs = (score[np.isin(part[2], places)] for score, part in ((inside, split.members), (outside, split.others)))
+        mine, theirs = (
+            score[np.isin(part[2], places)]
+            for score, part in ((inside, split.members), (outside, split.others))
+        )
         if min(mine.size, theirs.size) >= FEWEST:
             found.append(_attack(name, mine, theirs, greatest_auc(claim, delta), confidence))
     return found
@@ -100,7 +103,17 @@ def _attack(name: str, mine: FloatArray, theirs: FloatArray, allowed: float, con
     rate = stats.binomtest(caught, mine.size).proportion_ci(confidence, "exact")
     low, high = max(0.0, auc - reach), min(1.0, auc + reach)
     return Attack(
-        name, mine.size, theirs.size, auc, low, high, caught / mine.size, float(rate.low), float(rate.high), allowed, low <= allowed
+        name,
+        mine.size,
+        theirs.size,
+        auc,
+        low,
+        high,
+        caught / mine.size,
+        float(rate.low),
+        float(rate.high),
+        allowed,
+        low <= allowed,
     )
 
 

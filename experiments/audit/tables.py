@@ -98,22 +98,20 @@ def _pair(
     runs: int,
     seed: int,
 ) -> Finding:
-    """Projected on the change: noise from all cells of the tables without, less the known counts; the shift from its own cell."""
+    """The shift along the change that the person makes; the noise from all cells of the tables without them."""
     direction = exact / max(1e-12, float(np.sqrt(np.square(exact).sum())))
     known = setting.mechanism(module, fewer, 0.0, 0)
 
-    def residual(who: HeldOut, first: int) -> FloatArray:
-        return np.array([setting.mechanism(module, who, setting.sigma, round_seed(seed, first + i)) for i in range(runs)]) - known
+    def residuals(who: HeldOut, first: int) -> FloatArray:
+        seeds = (round_seed(seed, first + i) for i in range(runs))
+        return np.array([setting.mechanism(module, who, setting.sigma, each) - known for each in seeds])
 
-    without = residual(fewer, 0)
-    inside = (residual(people, runs) * direction).sum((1, 2, 3))
-    outside = (without * direction).sum((1, 2, 3))
-    noise = fit(without.ravel(), without.ravel(), 1.0, confidence)  # of every cell: it is the same noise
-    found = fit(inside, outside, 1.0, confidence)
-    multiplier_most = min(found.noise_most, noise.noise_most) / found.shift_least if found.shift_least > 0 else np.inf
-    level = epsilon_of_noise(float(multiplier_most), 1.0, 1, setting.delta)
-    estimate = epsilon_of_noise(noise.noise / max(found.shift, 1e-12), 1.0, 1, setting.delta)
-    return bound("Gaussian pair", level, setting.claim, confidence, estimate, asdict(found) | {"noise of all cells": noise.noise})
+    inside, outside = residuals(people, 0), residuals(fewer, runs)
+    moved, still = ((of * direction).sum((1, 2, 3)) for of in (inside, outside))
+    found = fit(moved, still, 1.0, confidence, noise_alone=outside.ravel())
+    at = (1.0, 1, setting.delta)
+    level, estimate = epsilon_of_noise(found.multiplier_most, *at), epsilon_of_noise(found.multiplier, *at)
+    return bound("Gaussian pair", level, setting.claim, confidence, estimate, asdict(found))
 
 
 def _made_up(n: int, seed: int) -> tuple[HeldOut, nn.Module]:

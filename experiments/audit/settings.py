@@ -1,0 +1,131 @@
+"""What is audited together: a mechanism, its rounds and its claim; and everything that is tried on it."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.audit import attacks, checks
+from experiments.audit.attacks import Finding
+from experiments.audit.canaries import LOUD, QUIET, Canaries, bystanders, plant, watch
+from experiments.audit.mechanisms import Local, Mechanism, Shared, local_plan, shared_plan
+from experiments.audit.tables import TableSetting, audit_table, table_claim
+from federation.privacy import epsilon, noise_for
+from models.risk import ModelSpec
+
+MODELS = {"logistic": ModelSpec("logistic"), "mlp": ModelSpec("mlp", (16,))}
+MechanismName = Literal["local", "shared"]
+ADJACENCY = "add or remove one person at one agency"
+FEATURES, BYSTANDERS = 20, 100  # of the made-up people among whom canaries are planted
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`rounds` rounds of `mechanism` are claimed to cost ε `claim`. quiet: canaries that clipping does not touch, or None. alone: one canary and nobody else."""
+
+    name: str
+    mechanism: Mechanism
+    loud: Canaries
+    quiet: Canaries | None
+    alone: Canaries
+    rounds: int
+    claim: float
+
+    @property
+    def delta(self) -> float:
+        return self.mechanism.plan.delta
+
+
+def claimed(mechanism: Mechanism, rounds: int) -> float:
+    """What a ledger is charged for `rounds` rounds, to the coordinator: federation.privacy, RDP."""
+    return epsilon([mechanism.plan.gradient_release(rounds)], mechanism.plan.delta)
+
+
+def setting(
+    mechanism: MechanismName,
+    model: str,
+    sample_rate: float,
+    rounds: int,
+    *,
+    target: float = 4.0,
+    delta: float = 1e-5,
+    canaries: int = 2000,
+    seed: int = 0,
+) -> Setting:
+    """The project's own mechanism at the noise that costs ε `target`: two agencies of local noise, or h = 6 of 8 that share."""
+    agencies = range(2) if mechanism == "local" else range(8)
+    people = bystanders(BYSTANDERS, FEATURES, agencies, seed)
+    spec = MODELS[model]
+    loud = plant(people, spec, canaries, LOUD, seed)
+    quiet = plant(people, spec, canaries, QUIET, seed) if model == "logistic" else None
+    audited: Mechanism
+    if mechanism == "local":
+        audited = Local(local_plan(target, delta, sample_rate, rounds), agencies=2)
+    else:
+        parameters = sum(p.numel() for p in loud.module.parameters())
+        audited = Shared(shared_plan(target, delta, sample_rate, rounds, parameters))
+    batches = "full batch" if sample_rate == 1 else f"q = {sample_rate:g}"
+    name = f"{mechanism}, {model}, {batches}, {rounds} round{'s' if rounds > 1 else ''}"
+    nobody = people.only(np.zeros(len(people.y), bool))
+    return Setting(name, audited, loud, quiet, plant(nobody, spec, 1), rounds, claimed(audited, rounds))
+
+
+def examine(what: Setting, confidence: float, seed: int, alone_runs: int = 400) -> list[Finding]:
+    """Every attack and check on one setting. Each holds at `confidence` by itself; checks at 99.9% at least."""
+    sure = max(confidence, 0.999)
+    found = [
+        checks.sensitivity(what.mechanism, what.loud, sure, seed),
+        checks.sampler(what.mechanism, what.loud, max(40, min(what.rounds, 200)), sure, seed),
+        checks.noise(what.mechanism, what.loud, sure, seed),
+        attacks.alone(what.mechanism, what.alone, what.delta, confidence, alone_runs, seed),
+        *_by_canaries(what, what.loud, "input canaries", confidence, seed),
+    ]
+    if what.quiet is not None:
+        found += _by_canaries(what, what.quiet, "gradient canaries", confidence, seed + 1)
+    return found
+
+
+def _by_canaries(what: Setting, canaries: Canaries, kind: str, confidence: float, seed: int) -> list[Finding]:
+    """The pair of Gaussians, on one vector and on the difference of two, and both one-run bounds."""
+    seen = watch(what.mechanism, canaries, what.rounds, seed)
+    at = (seen.included, what.mechanism.plan.sample_rate, what.delta, what.claim, confidence)
+    found = [attacks.gaussian_pair(seen.own, *at)]
+    if seen.apart is not None:
+        found.append(attacks.gaussian_pair(seen.apart, *at, method="Gaussian pair, two agencies' difference"))
+    found += attacks.guesses(what.mechanism, seen, what.delta, what.claim, confidence)
+    return [_named(each, kind) for each in found]
+
+
+def _named(found: Finding, kind: str) -> Finding:
+    return replace(found, method=f"{found.method} ({kind})", sentence=f"{kind}, {found.sentence}")
+
+
+def described(what: Setting, found: list[Finding]) -> dict[str, Any]:
+    """A setting and its findings, JSON-ready."""
+    plan = what.mechanism.plan
+    facts = (what.claim, plan.delta, plan.noise_multiplier, plan.sample_rate, what.rounds)
+    return _described(what.name, facts, what.loud.count, found)
+
+
+def examine_table(
+    target: float, delta: float, confidence: float, seed: int, runs: int = 2000
+) -> dict[str, Any]:
+    """One score table at the noise that costs ε `target`, as `described`."""
+    sigma = noise_for(target, delta, 1.0, 1)
+    what = TableSetting(sigma, table_claim(sigma, delta), delta)
+    found = audit_table(what, confidence, runs, seed)
+    return _described("score table", (what.claim, delta, sigma, 1.0, 1), 1, found)
+
+
+def _described(
+    name: str, facts: tuple[float, float, float, float, int], canaries: int, found: list[Finding]
+) -> dict[str, Any]:
+    keys = ("epsilon", "delta", "noise_multiplier", "sample_rate", "rounds")
+    fixed = {"accountant": "rdp", "adjacency": ADJACENCY, "viewer": "coordinator"}
+    return {
+        "name": name,
+        "claim": dict(zip(keys, facts, strict=True)) | fixed,
+        "canaries": canaries,
+        "findings": [each.to_dict() for each in found],
+        "ok": all(each.ok for each in found),
+    }
