@@ -2,9 +2,9 @@
 
 `federation.secagg` has the mathematics and keeps nothing. Here is the state that makes it safe: a draw is
 masked once, one list of survivors is signed for it, and only what was signed is opened. It lies in
-`masks/RUN.keys` and `masks/RUN.done` (mode 0600), because under a stock SuperNode each message meets a new
-process. What must outlive a power cut is on the disk before a reply leaves: the ledger's charge of a draw, and
-the signed list.
+`masks/RUN.keys` and, a line for each thing done, `masks/RUN.done` (mode 0600), because under a stock SuperNode each
+message meets a new process. What must outlive a power cut is on the disk before a reply leaves: the ledger's
+charge of a draw, and the signed list.
 """
 
 import json
@@ -61,7 +61,8 @@ class Masks:
         if not 1 <= draws <= plan.rounds + 1 + SPARE_DRAWS:
             raise Refused(Reason.MASKS, f"keys for {draws} draws are more than the plan's rounds can need")
         session = Session(Secrets(plan.run_id, plan.sha256, self.name, draws, secrets.token_bytes(32)))
-        self._keep(session, KEYS, DONE)
+        self._path(plan.run_id, DONE).unlink(missing_ok=True)
+        self._keep(session)
         kept = None if keeps is None else (keeps[0], *keeps[1])
         return secagg.advert(session.secrets, self._key, keeps=kept)
 
@@ -74,7 +75,7 @@ class Masks:
             raise Refused(Reason.REPLAYED, "the keys of this set-up have been dealt, or are another plan's")
         roster = self._check(plan, session.secrets.draws, adverts)
         session = replace(session, secrets=secagg.bind(session.secrets, roster), roster=roster)
-        self._keep(session, KEYS)
+        self._keep(session)
         return secagg.deal(session.secrets, roster), roster
 
     def may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> None:
@@ -89,7 +90,9 @@ class Masks:
         """`vector` under this draw's masks, once."""
         self.may_mask(plan, transcript, draw)
         session, roster = self._of(plan.run_id, transcript)
-        self._keep(replace(session, done=replace(session.done, masked=draw)), DONE)
+        self._did(
+            session, replace(session.done, masked=draw), durable=False
+        )  # the ledger's charge is durable
         return secagg.mask(session.secrets, roster, draw, vector)
 
     def agree(self, order: AgreeOrder) -> bytes:
@@ -103,7 +106,7 @@ class Masks:
             )
         signature = secagg.sign_survivors(self._key, roster, order.draw, order.survivors)
         done = replace(session.done, signed=order.draw, survivors=order.survivors)
-        self._keep(replace(session, done=done), DONE, durable=True)
+        self._did(session, done, durable=True)
         return signature
 
     def open(self, order: OpenOrder) -> dict[str, bytes]:
@@ -160,33 +163,39 @@ class Masks:
 
     def _read(self, run_id: str) -> Session:
         try:
-            keys, done = (json.loads(self._path(run_id, what).read_text()) for what in (KEYS, DONE))
+            keys = json.loads(self._path(run_id, KEYS).read_text())
             own = Secrets.from_dict(keys["secrets"])
             adverts = tuple(Advert.from_dict(advert) for advert in keys["adverts"])
             threshold = int(keys["threshold"])
             return Session(
                 own,
                 Roster(own.run_id, own.plan_sha256, threshold, adverts) if adverts else None,
-                Done(int(done["masked"]), int(done["signed"]), tuple(done["survivors"])),
+                _read_done(self._path(run_id, DONE)),
             )
         except (OSError, KeyError, TypeError, ValueError):
             raise Refused(
                 Reason.MASKS, "there are no keys of this run here: they must be made again"
             ) from None
 
-    def _keep(self, session: Session, *what: str, durable: bool = False) -> None:
-        """Put the session into memory and, whole and private, `what` of it into its files."""
+    def _keep(self, session: Session) -> None:
+        """Put new keys into memory and, whole and private, into their file."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        for each in what:
-            path = self._path(session.secrets.run_id, each)
-            beside = path.with_name(f"{path.name}.writing")
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                json.dump(_keys_of(session) if each == KEYS else asdict(session.done), file)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            beside.replace(path)
+        path = self._path(session.secrets.run_id, KEYS)
+        beside = path.with_name(f"{path.name}.writing")
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(_keys_of(session), file)
+        beside.replace(path)
         self._open[session.secrets.run_id] = session
+
+    def _did(self, session: Session, done: Done, *, durable: bool) -> None:
+        """Add a line to what was done, before it is done."""
+        path = self._path(session.secrets.run_id, DONE)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+            file.write(f"\n{json.dumps(asdict(done))}\n")  # half a line of a crash stays by itself
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        self._open[session.secrets.run_id] = replace(session, done=done)
 
     def _forget(self, run_id: str) -> None:
         self._open.pop(run_id, None)
@@ -195,6 +204,17 @@ class Masks:
 
     def _path(self, run_id: str, what: str) -> Path:
         return self.folder / f"{run_id}{what}"
+
+
+def _read_done(path: Path) -> Done:
+    """The last whole line; a half one was never acted on."""
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            values = json.loads(line)
+            return Done(int(values["masked"]), int(values["signed"]), tuple(values["survivors"]))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return Done()
 
 
 def _keys_of(session: Session) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Node:
         plan = order.plan
         self._review(plan)
         self._meet(order.heads)
-        self._keep_neighbour(plan, order.heads)
+        if order.evaluate:  # now and then: it is for the day when the coordinator has lost its own
+            self._keep_neighbour(plan, order.heads)
         masked = plan.privacy.shared is not None
         if masked != (order.draw is not None):
             raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def reference(
         if experiment.settings.privacy.mechanism != "none":
             cost = math.ceil(1000 * result["privacy"]["epsilon_busiest"]) / 1000  # upwards
             entries.append(bench.entry("private federated", "private", cost, bench.model(state.weights)))
+            entries += bench.other_mechanism()
         entries += bench.alone()
     return {"note": NOTE, "rows": summary([entries])}
 
@@ -138,8 +139,12 @@ def trial(
 
     experiment = study.experiment.but(settings=study.experiment.settings.but(seed=seed))
     with open_bench(experiment, study.data, study.agencies, folder, tell, part) as bench:
-        private = [bench.private(epsilon) for epsilon in sorted(set(study.compare.epsilons))]
-        entries = [bench.pooled(), bench.federated(), *private, *bench.alone()]
+        epsilons = sorted(set(study.compare.epsilons))
+        private = [bench.private(epsilon) for epsilon in epsilons]
+        shared = [
+            bench.shared(epsilon) for epsilon in epsilons if study.compare.shared and can_share(experiment)
+        ]
+        entries = [bench.pooled(), bench.federated(), *private, *shared, *bench.alone()]
         entries += bench.sklearn() if study.compare.sklearn else []
     open_node.cache_clear()  # this seed's nodes are closed and their folders gone
     return entries
@@ -157,7 +162,8 @@ def _steps(study: Study) -> int:
     """How often `trial` tells of something done."""
     labelled = sum(study.experiment.data_contract.holds_label(agency.kind) for agency in study.agencies)
     sklearn = len(baselines.SKLEARN) * (1 + labelled) if study.compare.sklearn else 0
-    return 2 + len(set(study.compare.epsilons)) + labelled + sklearn
+    shares = study.compare.shared and can_share(study.experiment)
+    return 2 + (1 + shares) * len(set(study.compare.epsilons)) + labelled + sklearn
 
 
 @contextmanager
@@ -215,9 +221,23 @@ class Bench:
         return self.entry("federated", "federated", None, self.model(weights))
 
     def private(self, epsilon: float) -> Entry:
-        """The same plan where no agency spends more than `epsilon`."""
+        """The same plan where no agency spends more than `epsilon`, each with its own noise."""
         weights = self.federate(at_epsilon(self.experiment, epsilon), "private")
         return self.entry(f"private, ε = {epsilon:g}", "private", epsilon, self.model(weights))
+
+    def shared(self, epsilon: float) -> Entry:
+        """The same plan behind masks, where no agency spends more than `epsilon` to the coordinator."""
+        weights = self.federate(with_shared_noise(self.experiment, epsilon), "shared")
+        return self.entry(f"shared noise, ε = {epsilon:g}", "shared", epsilon, self.model(weights))
+
+    def other_mechanism(self) -> list[Entry]:
+        """The same plan at the same ε with the other kind of noise, where it has a target and can be shared."""
+        epsilon = self.experiment.settings.privacy.epsilon
+        if epsilon is None or not can_share(self.experiment):
+            return []
+        if self.experiment.settings.privacy.mechanism == "shared":
+            return [replace(self.private(epsilon), name="private, own noise")]
+        return [replace(self.shared(epsilon), name="private, shared noise")]
 
     def sklearn(self) -> list[Entry]:
         """scikit-learn's baselines, pooled and for each agency."""
@@ -305,13 +325,32 @@ def without_privacy(experiment: Experiment) -> Experiment:
 
 def at_epsilon(experiment: Experiment, epsilon: float) -> Experiment:
     """The same plan at `epsilon` for training and for the test table, and no tables on the way."""
-    changes = {
-        "mechanism": "shared" if experiment.settings.privacy.mechanism == "shared" else "local",
-        "epsilon": epsilon,
-        "noise_multiplier": None,
-        "evaluate_epsilon": None,
-    }
-    return _changed(experiment, experiment.settings.privacy.but(**changes))
+    return _changed(experiment, _at(experiment, epsilon, mechanism="local"))
+
+
+def with_shared_noise(experiment: Experiment, epsilon: float) -> Experiment:
+    """`at_epsilon` with shared noise, and as many dropouts as so few agencies can afford."""
+    colluders, settings = experiment.settings.privacy.colluders, experiment.settings
+    dropouts = min(settings.privacy.dropouts, (len(experiment.members) - colluders - 1) // 2)
+    privacy = _at(experiment, epsilon, mechanism="shared", dropouts=dropouts)
+    if settings.strategy.name != "dp_fedsgd":
+        changes = {"name": "dp_fedsgd", "optimizer": settings.strategy.name}
+        settings = settings.but(strategy=settings.strategy.but(**changes))
+    return _changed(experiment.but(settings=settings), privacy)
+
+
+def can_share(experiment: Experiment) -> bool:
+    """Whether the plan is one linear sum a round, of enough agencies that weigh every person alike."""
+    settings, members = experiment.settings, experiment.members
+    weights = {member.weight / member.public_size for member in members}
+    enough = len(members) >= max(3, settings.privacy.colluders + 1)
+    one_sum = settings.local.steps == 1 and settings.strategy.name != "fedprox"
+    return enough and one_sum and len(weights) == 1
+
+
+def _at(experiment: Experiment, epsilon: float, **changes: Any) -> Any:
+    target = {"epsilon": epsilon, "noise_multiplier": None, "evaluate_epsilon": None}
+    return experiment.settings.privacy.but(**target, **changes)
 
 
 def _changed(experiment: Experiment, privacy: Any) -> Experiment:

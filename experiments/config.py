@@ -38,6 +38,7 @@ class Compare(Agreed):
 
     seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     epsilons: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 3.0, 8.0)
+    shared: bool = True
     sklearn: bool = True
 
 

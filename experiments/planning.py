@@ -10,7 +10,8 @@ no ledger is opened. `fedrisk plan --json` prints `Plan` as one object; what is 
     cost                by viewer: train, tune, test, total, at_agencies {"1": ε, "2": ε, "3": ε}
     pld_epsilon         total by a tighter accountant; valid only if the whole experiment was fixed beforehand
     noise               see `planning_noise.Noise`; its grid see `Grid`
-    meets               what (noise_multiplier or epsilon), rounds, sample_rates, cells [see `planning_noise.Cell`], smallest
+    meets               what (noise_multiplier or epsilon), rounds, sample_rates, smallest, cells
+                        [see `planning_noise.Cell`]
     curve               [{round, epsilon {viewer: ε}}] of the training
     noise_for_epsilon   [{epsilon, noise_multiplier}] for the training, at this many rounds and this sample rate
     policy              delta, life {viewer: ε}, toml: what a node's policy.toml must allow
@@ -22,6 +23,7 @@ import json
 import math
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,7 +113,7 @@ def plan_from(overrides: Sequence[str], *, as_json: bool = False, plot: Path | N
     found = planned(experiment_of(overrides), overrides)
     from experiments import planning_screen
 
-    if plot is not None:
+    if plot is not None and found.curve:  # without privacy there is nothing to draw
         planning_screen.draw(found, plot)
     if as_json:
         print(json.dumps(json_of(found), indent=2, ensure_ascii=False, allow_nan=False))
@@ -173,14 +175,7 @@ def train_plan(experiment: Experiment) -> TrainPlan:
 
 def events_of(plan: TrainPlan) -> tuple[Event, ...]:
     """`plan.releases()`, equal ones merged: training, the tune tables if there are any, the test table."""
-    return tuple(replace(e, steps=e.steps * n) for e, n in _counted(plan.releases()).items())
-
-
-def _counted(events: Sequence[Event]) -> dict[Event, int]:
-    counts: dict[Event, int] = {}
-    for event in events:
-        counts[event] = counts.get(event, 0) + 1
-    return counts
+    return tuple(replace(event, steps=event.steps * n) for event, n in Counter(plan.releases()).items())
 
 
 def costs(plan: TrainPlan, agencies: int) -> dict[Viewer, Cost]:
@@ -228,17 +223,19 @@ def _train_epsilon(plan: TrainPlan, rounds: int) -> dict[Viewer, float]:
 
 def limits(plan: TrainPlan) -> Limits:
     """The lines of a policy.toml that admit `plan` where nothing was spent before, and no looser ones."""
-    viewers: tuple[Viewer, ...] = ("coordinator",) if plan.privacy.shared is None else VIEWERS
-    life = {viewer: life_limit(events_of(plan), plan.privacy.delta, viewer) for viewer in viewers}
-    life = {viewer: life.get(viewer, life["coordinator"]) for viewer in VIEWERS}
+    events, delta = events_of(plan), plan.privacy.delta
+    if plan.privacy.shared is None:
+        life = dict.fromkeys(VIEWERS, life_limit(events, delta, "coordinator"))
+    else:
+        life = {viewer: life_limit(events, delta, viewer) for viewer in VIEWERS}
     return Limits(plan.privacy.delta, life, _toml(plan, life))
 
 
 def life_limit(events: Sequence[Event], delta: float, viewer: Viewer) -> float:
     """The smallest ε, to 2 decimals, whose filter admits `events` into an empty ledger.
 
-    A filter counts at one order that ε and δ fix beforehand (`renyi.filter_order`), so this is a bit more
-    than the ε that is reported, at the best order.
+    A filter counts at one order that ε and δ fix beforehand (`renyi.filter_order`), so this may be a bit
+    more than the ε that is reported, at the best order.
     """
 
     def fits(hundredths: int) -> bool:

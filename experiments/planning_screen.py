@@ -34,7 +34,7 @@ def show(plan: Plan, plot: Path | None = None) -> None:
         _show_limits(console, plan.policy.toml)
     _title(console, "Next")
     console.print(f"  {plan.next}", markup=False, soft_wrap=True)
-    if plot is not None:
+    if plot is not None and plan.curve:
         console.print(f"  the curves are in {plot}", markup=False, soft_wrap=True)
 
 
@@ -100,7 +100,7 @@ def _show_cost(console: Console, plan: Plan, cost: Mapping[Viewer, Cost]) -> Non
     )
     if plan.pld_epsilon is not None:
         console.print(
-            f"ε = {plan.pld_epsilon:.2f} by a tighter accountant (PLD), non-adaptive: valid only if the whole "
+            f"ε = {_epsilon(plan.pld_epsilon)} by a tighter accountant (PLD), non-adaptive: valid only if the whole "
             "experiment was fixed beforehand."
         )
 
@@ -118,9 +118,12 @@ def _who(plan: Plan, viewer: Viewer) -> str:
 
 
 def _epsilon(value: float | None) -> str:
+    """ε, rounded up; a dash where there are not so many agencies."""
     if value is None:
         return "–"
-    return "∞" if math.isinf(value) else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+    if math.isinf(value):
+        return "∞"
+    return f"{math.ceil(100 * value - 1e-6) / 100:,.2f}" if value < 1000 else f"{math.ceil(value):,}"
 
 
 # --- the noise ----------------------------------------------------------------------------------------
@@ -134,7 +137,8 @@ def _show_noise(console: Console, plan: Plan, noise: Noise) -> None:
     for name, value in _training_rows(plan, noise):
         table.add_row(name, value)
     table.add_section()
-    for part, found in (("tune", noise.tune), ("test", noise.test)):
+    taken = [(part, found) for part, found in (("tune", noise.tune), ("test", noise.test)) if found.tables]
+    for part, found in taken:
         tables = _count(found.tables, f"{part} table", f"{part} tables")
         table.add_row(f"noise in a cell of {tables}", _table_row(plan, found))
     table.add_section()
@@ -331,4 +335,4 @@ def _draw_noise(axes: Any, plan: Plan) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(edgecolor="none", framealpha=1, loc="lower left")  # no line runs through it

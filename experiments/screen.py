@@ -87,8 +87,16 @@ def privacy_line(privacy: Mapping[str, Any]) -> str:
         return "[red]none: noise was off; nothing here is private[/]"
     several = privacy["epsilon_at_several_agencies"]
     others = "".join(f", {several[m]:.2f} if known to {m} agencies" for m in ("2", "3") if several.get(m))
+    whom, shared = "", privacy.get("shared")
+    if shared is not None:
+        to, c = privacy["epsilon_to"], shared["colluders"]
+        colluding = f" and {c} colluding {'agency' if c == 1 else 'agencies'}" if c else ""
+        whom = (
+            f"; that is to the coordinator{colluding}: {to['public']:.2f} to the public, {to['everybody']:.2f} to "
+            f"all other agencies and the coordinator together"
+        )
     return (
-        f"ε = {privacy['epsilon_busiest']:.2f} at most for one {privacy['unit']}{others} "
+        f"ε = {privacy['epsilon_busiest']:.2f} at most for one {privacy['unit']}{others}{whom} "
         f"({privacy['adjacency']}, δ = {privacy['delta']:g}, {privacy['accountant']}, {privacy['ledger']})"
     )
 

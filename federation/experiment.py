@@ -240,6 +240,12 @@ class Experiment(Agreed):
         return Contract.from_dict(self.contract)
 
     @functools.cached_property
+    def members(self) -> tuple[Participant, ...]:
+        """The agencies that can train: their kind holds the label."""
+        contract = self.data_contract
+        return tuple(p for p in self.participants if contract.holds_label(p.kind))
+
+    @functools.cached_property
     def edges(self) -> tuple[float, ...]:
         """Edges of the score bins, the cutoff among them."""
         evaluation = self.settings.evaluation
@@ -261,8 +267,7 @@ class Experiment(Agreed):
 
     def _shared_noise(self) -> dict[str, Any]:
         """Who masks, and grids fine enough: `SharedNoise` says the rules."""
-        privacy, contract = self.settings.privacy, self.data_contract
-        members = [p for p in self.participants if contract.holds_label(p.kind)]
+        privacy, contract, members = self.settings.privacy, self.data_contract, self.members
         parameters = risk.count_parameters(self.settings.model, len(layout(contract).names))
         noise = self.settings.noise()
         honest = max(1, len(members) - privacy.colluders - privacy.dropouts)

@@ -18,7 +18,8 @@ from experiments.run import run_study
 from federation.experiment import SettingsError
 from federation.server.rounds import RunError
 
-ROWS = ["pooled", "federated", "private federated", "north alone", "clinic alone", "south alone"]
+ROWS = ["pooled", "federated", "private federated", "private, shared noise"]
+ROWS += ["north alone", "clinic alone", "south alone"]
 
 
 def overrides(folder: Path, *more: str) -> list[str]:
@@ -34,11 +35,17 @@ def test_a_run_ends_with_every_reference(make_study: MakeStudy, folder: Path) ->
     result = run_study(make_study("reference=true"), quiet=True)
     rows = by_name(result["reference"]["rows"])
     assert list(rows) == ROWS
-    assert [row["kind"] for row in rows.values()] == ["pooled", "federated", "private", *["alone"] * 3]
+    assert [row["kind"] for row in rows.values()] == [
+        "pooled",
+        "federated",
+        "private",
+        "shared",
+        *["alone"] * 3,
+    ]
     assert "only a simulation" in result["reference"]["note"]
     for name, row in rows.items():
         assert set(row) == {"name", "kind", "epsilon", "auc", "brier", "worst_gap"}
-        assert (row["epsilon"] is None) == (name != "private federated")
+        assert (row["epsilon"] is None) == (not name.startswith("private"))
         assert 0.5 < row["auc"]["mean"] < 1
         assert row["auc"]["sd"] is None
     spent = result["privacy"]["epsilon_busiest"]

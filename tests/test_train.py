@@ -13,15 +13,17 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from clients.randomness import Stream, gaussian, poisson_batches
 from clients.train import (
+    Noise,
+    Sampling,
     clipped_sum,
     dp_fit,
-    os_noise,
-    os_sampling,
+    dp_sum,
     simulated_noise,
     simulated_sampling,
 )
-from federation.protocol import LocalPlan, PrivacyPlan
+from federation.plan import SUM_SLACK, LocalPlan, PrivacyPlan
 from models.risk import Block, ModelSpec, Stack, build, weights_of
 
 D = 5
@@ -72,6 +74,16 @@ def people(n: int, k: int, seed: int = 0, d: int = D) -> People:
     present = torch.from_numpy((rng.random(shape) < 0.7).astype(np.float32))
     present[0] = 0
     return x * present.unsqueeze(-1), y * present, present
+
+
+def own_noise() -> Noise:
+    """As a deployed node draws it."""
+    return gaussian(Stream.fresh())
+
+
+def own_sampling() -> Sampling:
+    """As a deployed node draws it."""
+    return poisson_batches(Stream.fresh())
 
 
 def of(everyone: People, rows: Any) -> People:
@@ -230,16 +242,13 @@ def test_a_layer_that_mixes_people_is_refused():
 
 
 class Recorder:
-    """Hands on a generator's draws and keeps the batches."""
+    """Hands on the batches and keeps them."""
 
     def __init__(self, seed: int) -> None:
         self.inner, self.batches = simulated_sampling(seed), []  # type: ignore[var-annotated]
 
-    def binomial(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner.binomial(*args, **kwargs)
-
-    def choice(self, *args: Any, **kwargs: Any) -> Any:
-        self.batches.append(self.inner.choice(*args, **kwargs))
+    def __call__(self, n: int, rate: float) -> np.ndarray:
+        self.batches.append(self.inner(n, rate))
         return self.batches[-1]
 
 
@@ -337,7 +346,7 @@ def test_the_proximal_term_pulls_back_to_the_start():
 # --- the noise ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", [lambda: simulated_noise(4), os_noise], ids=["simulated", "os"])
+@pytest.mark.parametrize("source", [lambda: simulated_noise(4), own_noise], ids=["simulated", "os"])
 @pytest.mark.parametrize("expected_batch", [4.0, 64.0])
 def test_the_noise_of_a_step_is_sigma_c_over_the_expected_batch(source, expected_batch):
     """Nobody is there, so the change is the noise: mean 0, std lr sigma C / L in every coordinate."""
@@ -380,7 +389,7 @@ def test_two_agencies_of_a_simulation_do_not_share_noise():
 
 @pytest.mark.parametrize("n", [1, 2, 61, 1000])
 def test_noise_from_the_operating_system_is_flat_finite_and_never_repeats(n):
-    one, two = os_noise()(n, 2.0), os_noise()(n, 2.0)
+    one, two = own_noise()(n, 2.0), own_noise()(n, 2.0)
     assert one.shape == (n,)
     assert one.dtype == torch.float32
     assert torch.isfinite(one).all()
@@ -388,7 +397,7 @@ def test_noise_from_the_operating_system_is_flat_finite_and_never_repeats(n):
 
 
 def test_box_muller_pairs_are_independent():
-    draws = os_noise()(200_000, 3.0).numpy().astype(np.float64)
+    draws = own_noise()(200_000, 3.0).numpy().astype(np.float64)
     first, second = draws[:100_000], draws[100_000:]
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.02
     assert abs(np.corrcoef(first**2, second**2)[0, 1]) < 0.02
@@ -396,7 +405,7 @@ def test_box_muller_pairs_are_independent():
 
 
 def test_os_sampling_does_not_repeat():
-    assert not np.array_equal(os_sampling().random(4), os_sampling().random(4))
+    assert not np.array_equal(own_sampling()(1000, 0.5), own_sampling()(1000, 0.5))
 
 
 @every_model
@@ -417,7 +426,7 @@ def test_an_empty_batch_still_draws_noise_and_moves_the_weights(spec):
 # --- sampling and sizes -------------------------------------------------------------------------------
 
 
-def members(n: int, q: float, draws: int, sampling: np.random.Generator) -> np.ndarray:
+def members(n: int, q: float, draws: int, sampling: Sampling) -> np.ndarray:
     """Who was in each batch, (draws, n): person i owns feature i, so only their own presence moves it."""
     everyone = (torch.eye(n), torch.ones(n), None)
     plan = no_privacy(max_grad_norm=math.inf, sample_rate=q)
@@ -428,7 +437,7 @@ def members(n: int, q: float, draws: int, sampling: np.random.Generator) -> np.n
     return np.concatenate(deltas) != 0
 
 
-@pytest.mark.parametrize("source", [lambda: simulated_sampling(3), os_sampling], ids=["simulated", "os"])
+@pytest.mark.parametrize("source", [lambda: simulated_sampling(3), own_sampling], ids=["simulated", "os"])
 def test_the_realised_sample_rate_is_the_accounted_one(source):
     """Every person is in with chance q, alone and in pairs, whatever the sizes before: Poisson sampling."""
     n, q, draws = 40, 0.15, 1000
@@ -612,3 +621,65 @@ def test_it_learns():
 def test_a_block_is_not_a_stack_of_linear_layers():
     """Guards the tests above: the residual model does go the way of hooks."""
     assert any(isinstance(layer, Block) for layer in build(SPECS["residual"], D).modules())
+
+
+# --- one exact sum, for noise that is added in whole numbers --------------------------------------------
+
+
+def exact_sum(make: Any, everyone: People, **changes: Any) -> np.ndarray:
+    given = {"max_grad_norm": 0.7, "sample_rate": 1.0, "sampling": simulated_sampling(0)} | changes
+    return dp_sum(make(), *everyone, **given)
+
+
+@every_module
+@every_shape
+def test_the_exact_sum_is_the_sum_of_clipped_gradients_in_float64(make, k):
+    everyone = people(40, k)
+    found = exact_sum(make, everyone)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, flat(clipped_sum(make(), *everyone, 0.7)), atol=5e-3 if k > 1 else 1e-4)
+    gradients = per_person_gradients(make(), *everyone)
+    clipped = gradients * np.minimum(1, 0.7 / np.linalg.norm(gradients, axis=1))[:, None]
+    np.testing.assert_allclose(found, clipped.sum(0), atol=5e-3 if k > 1 else 1e-4)
+
+
+@every_module
+@every_shape
+def test_a_person_moves_the_exact_sum_by_no_more_than_clipping_and_the_slack(make, k):
+    """Whoever is added, whatever stands in their rows: C (1 + SUM_SLACK) is what the noise is scaled to."""
+    everyone = people(60, k)
+    x, y, present = everyone
+    x = x.clone()
+    x[::7] *= 1e4  # huge rows: the raw gradients are far above C
+    for person in (0, 7, 59):
+        rest = [i for i in range(60) if i != person]
+        moved = exact_sum(make, (x, y, present)) - exact_sum(make, of((x, y, present), rest))
+        assert np.linalg.norm(moved) <= 0.7 * (1 + SUM_SLACK)
+
+
+def test_chunks_of_rows_add_up_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone, make = people(50, 4), lambda: build(SPECS["mlp"], D, seed=3)
+    whole = exact_sum(make, everyone)
+    monkeypatch.setattr("clients.train.CHUNK", 16)
+    np.testing.assert_allclose(exact_sum(make, everyone), whole, rtol=0, atol=1e-13)
+
+
+def test_float32_rounding_would_show_where_float64_does_not() -> None:
+    """The control of SUM_SLACK: the same people in another order give the same float64 sum, and another float32 one."""
+    everyone, order = people(4000, 1), np.random.default_rng(5).permutation(4000)
+    make = lambda: build(SPECS["mlp"], D, seed=3)  # noqa: E731
+    shuffled = of(everyone, torch.from_numpy(order))
+    in_order = exact_sum(make, everyone, sampling=lambda n, q: np.arange(n))
+    assert np.abs(exact_sum(make, shuffled, sampling=lambda n, q: np.arange(n)) - in_order).max() < 1e-10
+    rough, again = (flat(clipped_sum(make(), *p, 0.7)) for p in (everyone, shuffled))
+    assert np.abs(rough - again).max() > 1e-8
+
+
+def test_a_batch_above_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.train.MOST_ROWS", 99)
+    make = lambda: build(SPECS["logistic"], D)  # noqa: E731
+    exact_sum(make, people(99, 1))
+    exact_sum(make, people(33, 3))
+    for everyone in (people(100, 1), people(34, 3)):
+        with pytest.raises(ValueError, match="a batch may have 99 rows at most"):
+            exact_sum(make, everyone)

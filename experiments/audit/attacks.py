@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from experiments.audit.bounds import clopper_pearson, epsilon_of_noise, f_dp, one_run
-from experiments.audit.canaries import Canaries, Seen, round_seed
+from experiments.audit.canaries import Canaries, round_seed
 from experiments.audit.mechanisms import FloatArray, Mechanism
+from federation.plan import PrivacyPlan
 from federation.privacy import epsilon
 
 SHARES_GUESSED = (
@@ -118,15 +119,18 @@ def fit(
 def gaussian_pair(
     seen: FloatArray,
     included: NDArray[np.bool_],
-    sample_rate: float,
-    delta: float,
+    plan: PrivacyPlan,
+    rounds: int,
     claim: float,
     confidence: float,
     method: str = "Gaussian pair",
 ) -> Finding:
-    """`fit` on (rounds, m) statistics, converted through `sample_rate` and as many rounds as were seen."""
-    found = fit(seen[:, included], seen[:, ~included], sample_rate, confidence)
-    at = (sample_rate, len(seen), delta)
+    """`fit` on all (rounds seen, m) statistics, converted through the plan's sample rate and the `rounds` that are claimed for.
+
+    More rounds may have been seen than a run has: every round is the same mechanism, and more of them measure it better.
+    """
+    found = fit(seen[:, included], seen[:, ~included], plan.sample_rate, confidence)
+    at = (plan.sample_rate, rounds, plan.delta)
     level, estimate = epsilon_of_noise(found.multiplier_most, *at), epsilon_of_noise(found.multiplier, *at)
     return bound(method, level, claim, confidence, estimate, asdict(found))
 
@@ -134,20 +138,22 @@ def gaussian_pair(
 # --- guessing who was in ------------------------------------------------------------------------------
 
 
-def guesses(mechanism: Mechanism, seen: Seen, delta: float, claim: float, confidence: float) -> list[Finding]:
-    """Both one-run bounds, on guesses by likelihood ratio.
+def guesses(
+    seen: FloatArray, included: NDArray[np.bool_], plan: PrivacyPlan, claim: float, confidence: float
+) -> list[Finding]:
+    """Both one-run bounds, on guesses by likelihood ratio, from one run's (rounds, m) statistics.
 
     score_j = sum over rounds of log(1 - q + q exp((2 t - 1) / 2 sigma^2)), the log likelihood ratio of "in" under the
     claimed noise; of the r guesses, the r / 2 highest are "in" and the r / 2 lowest "out".
     """
-    score = _log_ratio(seen.own, mechanism.plan.sample_rate, mechanism.plan.noise_multiplier).sum(0)
+    score = _log_ratio(seen, plan.sample_rate, plan.noise_multiplier).sum(0)
     each = 1 - (1 - confidence) / len(SHARES_GUESSED)
     found = []
     for method, of in (("one run, any mechanism", one_run), ("one run, Gaussian curve", f_dp)):
         best = (0.0, 0, 0)
         for share in SHARES_GUESSED:
-            correct, guessed = count_right(score, seen.included, share)
-            best = max(best, (of(correct, guessed, len(score), delta, each), correct, guessed))
+            correct, guessed = count_right(score, included, share)
+            best = max(best, (of(correct, guessed, len(score), plan.delta, each), correct, guessed))
         counted = {"correct": float(best[1]), "guesses": float(best[2]), "canaries": float(len(score))}
         found.append(bound(method, best[0], claim, confidence, seen=counted))
     return found

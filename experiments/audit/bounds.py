@@ -133,20 +133,23 @@ def clopper_pearson(
 # --- from noise to ε ----------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=256)
 def epsilon_of_noise(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """ε at `delta` of `steps` steps with this noise, by exact accounting: not the claim's upper bound.
 
     sample_rate 1: the Gaussian's own formula. Below: the privacy loss distribution of the Poisson-sampled Gaussian,
-    add-or-remove, exact to its grid of 1e-4; noise below 0.4, none included, is then converted as 0.4, because less
+    add-or-remove, exact to its grid of 1e-4; noise below 0.5, none included, is then converted as 0.5, because less
     takes long and says the same. 0 for infinite noise.
     """
     if math.isinf(noise_multiplier):
         return 0.0
     if sample_rate == 1:
         return gaussian_epsilon(math.sqrt(steps) / max(noise_multiplier, 1e-3), delta)
-    noise = max(noise_multiplier, _LEAST_NOISE)
-    return epsilon([Release("train", "train", noise, sample_rate, steps)], delta, "pld")
+    return _sampled_epsilon(max(noise_multiplier, _LEAST_NOISE), sample_rate, steps, delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _sampled_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    return epsilon([Release("train", "train", noise_multiplier, sample_rate, steps)], delta, "pld")
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

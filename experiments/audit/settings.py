@@ -16,12 +16,17 @@ from models.risk import ModelSpec
 MODELS = {"logistic": ModelSpec("logistic"), "mlp": ModelSpec("mlp", (16,))}
 MechanismName = Literal["local", "shared"]
 ADJACENCY = "add or remove one person at one agency"
+FULL_WATCHED, SAMPLED_WATCHED = (
+    40,
+    400,
+)  # rounds, where a run has fewer: with sampling a canary is in few of them
 FEATURES, BYSTANDERS = 20, 100  # of the made-up people among whom canaries are planted
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`rounds` rounds of `mechanism` are claimed to cost ε `claim`. quiet: canaries that clipping does not touch, or None. alone: one canary and nobody else."""
+    """`rounds` rounds of `mechanism` are claimed to cost ε `claim`. quiet: canaries that clipping does not touch, or None. alone: one canary and
+    nobody else. watched: rounds that are seen, of which the first `rounds` are one run."""
 
     name: str
     mechanism: Mechanism
@@ -30,6 +35,7 @@ class Setting:
     alone: Canaries
     rounds: int
     claim: float
+    watched: int
 
     @property
     def delta(self) -> float:
@@ -50,6 +56,7 @@ def setting(
     target: float = 4.0,
     delta: float = 1e-5,
     canaries: int = 2000,
+    watched: int = 0,
     seed: int = 0,
 ) -> Setting:
     """The project's own mechanism at the noise that costs ε `target`: two agencies of local noise, or h = 6 of 8 that share."""
@@ -67,7 +74,9 @@ def setting(
     batches = "full batch" if sample_rate == 1 else f"q = {sample_rate:g}"
     name = f"{mechanism}, {model}, {batches}, {rounds} round{'s' if rounds > 1 else ''}"
     nobody = people.only(np.zeros(len(people.y), bool))
-    return Setting(name, audited, loud, quiet, plant(nobody, spec, 1), rounds, claimed(audited, rounds))
+    watched = max(rounds, watched or (FULL_WATCHED if sample_rate == 1 else SAMPLED_WATCHED))
+    claim = claimed(audited, rounds)
+    return Setting(name, audited, loud, quiet, plant(nobody, spec, 1), rounds, claim, watched)
 
 
 def examine(what: Setting, confidence: float, seed: int, alone_runs: int = 400) -> list[Finding]:
@@ -87,12 +96,13 @@ def examine(what: Setting, confidence: float, seed: int, alone_runs: int = 400) 
 
 def _by_canaries(what: Setting, canaries: Canaries, kind: str, confidence: float, seed: int) -> list[Finding]:
     """The pair of Gaussians, on one vector and on the difference of two, and both one-run bounds."""
-    seen = watch(what.mechanism, canaries, what.rounds, seed)
-    at = (seen.included, what.mechanism.plan.sample_rate, what.delta, what.claim, confidence)
+    seen = watch(what.mechanism, canaries, what.watched, seed)
+    plan = what.mechanism.plan
+    at = (seen.included, plan, what.rounds, what.claim, confidence)
     found = [attacks.gaussian_pair(seen.own, *at)]
     if seen.apart is not None:
         found.append(attacks.gaussian_pair(seen.apart, *at, method="Gaussian pair, two agencies' difference"))
-    found += attacks.guesses(what.mechanism, seen, what.delta, what.claim, confidence)
+    found += attacks.guesses(seen.own[: what.rounds], seen.included, plan, what.claim, confidence)
     return [_named(each, kind) for each in found]
 
 

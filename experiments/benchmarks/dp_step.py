@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from clients.train import Noise, dp_fit, os_noise, simulated_noise, simulated_sampling
+from clients.randomness import Stream, gaussian
+from clients.train import Noise, dp_fit, simulated_noise, simulated_sampling
 from federation.protocol import LocalPlan, PrivacyPlan
 from models.risk import ModelSpec, build
 
@@ -164,7 +165,7 @@ def measure(case: Case, turns: int) -> list[Row]:
         "plain SGD, DataLoader": plain_loader(case, x, y),
         "Opacus make_private, default hooks": opacus_default(case, x, y),
         "clients.train, simulated noise": ours(case, x, y, simulated_noise(0)),
-        "clients.train, noise from the system": ours(case, x, y, os_noise()),
+        "clients.train, noise from the system": ours(case, x, y, gaussian(Stream.fresh())),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(turns + 1):

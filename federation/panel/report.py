@@ -112,6 +112,7 @@ KINDS = {
     "pooled": "all records in one place: a yardstick, not an option",
     "federated": "agencies together, no privacy noise",
     "private": "agencies together, with privacy noise",
+    "shared": "agencies together, with privacy noise that they share",
     "alone": "one agency by itself",
     "sklearn": "a standard tool, all records in one place",
 }

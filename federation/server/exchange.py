@@ -1,7 +1,7 @@
 """Talking with the agencies: who is in a run, one message there and one back, and what is wrong with a reply."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
