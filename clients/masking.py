@@ -3,14 +3,18 @@
 `federation.secagg` has the mathematics and keeps nothing. Here is the state that makes it safe: a draw is
 masked once, one list of survivors is signed for it, and only what was signed is opened. It lies in
 `masks/RUN.keys` and, a line for each thing done, `masks/RUN.done` (mode 0600), because under a stock SuperNode each
-message meets a new process. What must outlive a power cut is on the disk before a reply leaves: the ledger's
-charge of a draw, and the signed list.
+message meets a new process, and under Ray any of several. So the files say what is so, not memory: a method
+locks the folder, and reads again what another process has changed. What must outlive a power cut is on the
+disk before a reply leaves: the ledger's charge of a draw, the roster that the secrets are bound to, and the
+signed list.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +29,15 @@ from federation.secagg import Advert, Roster, Secrets
 
 KEYS, DONE = ".keys", ".done"
 SPARE_DRAWS = 50  # beyond one per round and the last tables: for rounds that were void
+Stamps = tuple[tuple[int, int, int], tuple[int, int]]
+NO_KEYS = "there are no keys of this run here: they must be made again"
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was done with a set-up of keys: the newest draw that was masked, and the newest list that was signed."""
+    """What was done with the set-up `transcript`: the newest draw masked, and the newest list that was signed."""
 
+    transcript: str
     masked: int = -1
     signed: int = -1
     survivors: tuple[str, ...] = ()
@@ -41,8 +48,8 @@ class Session:
     """One set-up of keys: the secrets, everybody's adverts once they are checked, and what was done with them."""
 
     secrets: Secrets
-    roster: Roster | None = None
-    done: Done = Done()
+    roster: Roster | None
+    done: Done
 
 
 class Masks:
@@ -53,75 +60,90 @@ class Masks:
         self.name = name
         self._key = key
         self._pins = {**pins, name: key.public_key().public_bytes_raw()}
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, tuple[Stamps, Session]] = {}  # as the files were when they were read
 
     def keys(self, plan: TrainPlan, draws: int, keeps: tuple[str, Head] | None) -> Advert:
         """New secrets for `draws` masked vectors of `plan`, in place of any older ones of its run."""
         self._must_be_pinned(plan)
         if not 1 <= draws <= plan.rounds + 1 + SPARE_DRAWS:
             raise Refused(Reason.MASKS, f"keys for {draws} draws are more than the plan's rounds can need")
-        session = Session(Secrets(plan.run_id, plan.sha256, self.name, draws, secrets.token_bytes(32)))
-        self._path(plan.run_id, DONE).unlink(missing_ok=True)
-        self._keep(session)
+        own = Secrets(plan.run_id, plan.sha256, self.name, draws, secrets.token_bytes(32))
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with self._locked():
+            self._keep(own, None)
         kept = None if keeps is None else (keeps[0], *keeps[1])
-        return secagg.advert(session.secrets, self._key, keeps=kept)
+        return secagg.advert(own, self._key, keeps=kept)
 
     def deal(
         self, plan: TrainPlan, adverts: Sequence[Advert]
     ) -> tuple[dict[str, tuple[Sealed, ...]], Roster]:
         """Check everybody's adverts, keep them, and share this node's seeds with each of them."""
-        session = self._session(plan.run_id)
-        if session.secrets.plan_sha256 != plan.sha256 or session.roster is not None:
-            raise Refused(Reason.REPLAYED, "the keys of this set-up have been dealt, or are another plan's")
-        roster = self._check(plan, session.secrets.draws, adverts)
-        session = replace(session, secrets=secagg.bind(session.secrets, roster), roster=roster)
-        self._keep(session)
-        return secagg.deal(session.secrets, roster), roster
+        with self._locked():
+            session = self._session(plan.run_id)
+            if session.secrets.plan_sha256 != plan.sha256 or session.roster is not None:
+                raise Refused(
+                    Reason.REPLAYED, "the keys of this set-up have been dealt, or are another plan's"
+                )
+            roster = self._check(plan, session.secrets.draws, adverts)
+            own = secagg.bind(session.secrets, roster)
+            self._keep(own, roster)
+        return secagg.deal(own, roster), roster
 
-    def may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> None:
-        """`Refused` unless `draw` of this set-up is new: two vectors under one mask would show their difference."""
-        session, _ = self._of(plan.run_id, transcript)
+    def may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> int:
+        """How many draws this set-up has; `Refused` unless `draw` is a new one.
+
+        Two vectors under one mask would show their difference.
+        """
+        with self._locked():
+            return self._may_mask(plan, transcript, draw)[0].secrets.draws
+
+    def _may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> tuple[Session, Roster]:
+        session, roster = self._of(plan.run_id, transcript)
         if session.secrets.plan_sha256 != plan.sha256:
             raise Refused(Reason.MASKS, "the keys of this set-up are another plan's")
         if not session.done.masked < draw < session.secrets.draws:
             raise Refused(Reason.REPLAYED, f"draw {draw} of this set-up has been masked, or has no keys")
+        return session, roster
 
     def mask(self, plan: TrainPlan, transcript: str, draw: int, vector: np.ndarray) -> np.ndarray:
         """`vector` under this draw's masks, once."""
-        self.may_mask(plan, transcript, draw)
-        session, roster = self._of(plan.run_id, transcript)
-        self._did(
-            session, replace(session.done, masked=draw), durable=False
-        )  # the ledger's charge is durable
+        with self._locked():
+            session, roster = self._may_mask(plan, transcript, draw)
+            done = replace(session.done, masked=draw)
+            self._did(session, done, durable=False)  # the ledger's charge is durable
         return secagg.mask(session.secrets, roster, draw, vector)
 
     def agree(self, order: AgreeOrder) -> bytes:
         """Sign the list of survivors of a draw that this node masked: one list, on the disk before it leaves."""
-        session, roster = self._of(order.run_id, order.transcript)
-        if order.draw > session.done.masked:
-            raise Refused(Reason.MASKS, f"draw {order.draw} was not masked here, so its list is not signed")
-        if order.draw <= session.done.signed:
-            raise Refused(
-                Reason.REPLAYED, f"a list of survivors of draw {order.draw} or later has been signed"
-            )
-        signature = secagg.sign_survivors(self._key, roster, order.draw, order.survivors)
-        done = replace(session.done, signed=order.draw, survivors=order.survivors)
-        self._did(session, done, durable=True)
+        with self._locked():
+            session, roster = self._of(order.run_id, order.transcript)
+            if order.draw > session.done.masked:
+                raise Refused(
+                    Reason.MASKS, f"draw {order.draw} was not masked here, so its list is not signed"
+                )
+            if order.draw <= session.done.signed:
+                raise Refused(
+                    Reason.REPLAYED, f"a list of survivors of draw {order.draw} or later has been signed"
+                )
+            signature = secagg.sign_survivors(self._key, roster, order.draw, order.survivors)
+            done = replace(session.done, signed=order.draw, survivors=order.survivors)
+            self._did(session, done, durable=True)
         return signature
 
     def open(self, order: OpenOrder) -> dict[str, bytes]:
         """For the list that this node signed, the shares that unmask its sum; secrets go with the last draw."""
-        session, roster = self._of(order.run_id, order.transcript)
-        if (session.done.signed, session.done.survivors) != (order.draw, order.survivors):
-            raise Refused(
-                Reason.MASKS, f"draw {order.draw}: this is not the list of survivors that was signed"
+        with self._locked():
+            session, roster = self._of(order.run_id, order.transcript)
+            if (session.done.signed, session.done.survivors) != (order.draw, order.survivors):
+                raise Refused(
+                    Reason.MASKS, f"draw {order.draw}: this is not the list of survivors that was signed"
+                )
+            signed, sealed = order.signatures, order.sealed
+            shares = secagg.open_shares(
+                session.secrets, roster, order.draw, order.survivors, signed, sealed, self._pins
             )
-        signed, sealed = order.signatures, order.sealed
-        shares = secagg.open_shares(
-            session.secrets, roster, order.draw, order.survivors, signed, sealed, self._pins
-        )
-        if order.last:
-            self._forget(order.run_id)
+            if order.last:
+                self._forget(order.run_id)
         return shares
 
     # --- what is kept -----------------------------------------------------------------------------------
@@ -156,46 +178,75 @@ class Masks:
             raise Refused(Reason.MASKS, "there are no keys of this set-up here: it must be made again")
         return session, session.roster
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time: nothing is done between reading what was done and adding to it."""
+        try:
+            folder = os.open(self.folder, os.O_RDONLY)
+        except FileNotFoundError:
+            raise Refused(Reason.MASKS, NO_KEYS) from None
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def _session(self, run_id: str) -> Session:
-        if run_id not in self._open:
-            self._open[run_id] = self._read(run_id)
-        return self._open[run_id]
+        """The session as the files have it now; whatever does not decode is not there."""
+        try:
+            keys, done = stamps = self._stamps(run_id)
+            then, session = self._open.get(run_id, (None, None))
+            if session is None or then is None or then[0] != keys:
+                session = self._read(run_id)
+            elif then[1] != done:
+                known = _read_done(self._path(run_id, DONE), session.secrets.transcript)
+                session = replace(session, done=known)
+        except (OSError, KeyError, TypeError, ValueError):
+            self._open.pop(run_id, None)
+            raise Refused(Reason.MASKS, NO_KEYS) from None
+        self._open[run_id] = (stamps, session)
+        return session
 
     def _read(self, run_id: str) -> Session:
-        try:
-            keys = json.loads(self._path(run_id, KEYS).read_text())
-            own = Secrets.from_dict(keys["secrets"])
-            adverts = tuple(Advert.from_dict(advert) for advert in keys["adverts"])
-            threshold = int(keys["threshold"])
-            return Session(
-                own,
-                Roster(own.run_id, own.plan_sha256, threshold, adverts) if adverts else None,
-                _read_done(self._path(run_id, DONE)),
-            )
-        except (OSError, KeyError, TypeError, ValueError):
-            raise Refused(
-                Reason.MASKS, "there are no keys of this run here: they must be made again"
-            ) from None
+        keys = json.loads(self._path(run_id, KEYS).read_text())
+        own = Secrets.from_dict(keys["secrets"])
+        if own.run_id != run_id:
+            raise ValueError("these are the keys of another run: an order's run_id is no path")
+        adverts = tuple(Advert.from_dict(advert) for advert in keys["adverts"])
+        return Session(
+            own,
+            Roster(own.run_id, own.plan_sha256, int(keys["threshold"]), adverts) if adverts else None,
+            _read_done(self._path(run_id, DONE), own.transcript),
+        )
 
-    def _keep(self, session: Session) -> None:
-        """Put new keys into memory and, whole and private, into their file."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._path(session.secrets.run_id, KEYS)
+    def _stamps(self, run_id: str) -> Stamps:
+        """Which keys and how much of what was done are in the files: a write of any process changes them."""
+        keys, done = (self._path(run_id, what).stat() for what in (KEYS, DONE))
+        return (keys.st_ino, keys.st_mtime_ns, keys.st_size), (done.st_ino, done.st_size)
+
+    def _keep(self, own: Secrets, roster: Roster | None) -> None:
+        """Put new keys, whole and private, onto the disk and into memory."""
+        path, done = self._path(own.run_id, KEYS), self._path(own.run_id, DONE)
         beside = path.with_name(f"{path.name}.writing")
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(_keys_of(session), file)
+            json.dump(_keys_of(own, roster), file)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
-        self._open[session.secrets.run_id] = session
+        done.touch(mode=0o600)
+        _sync_folder(self.folder)
+        session = Session(own, roster, Done(own.transcript))
+        self._open[own.run_id] = (self._stamps(own.run_id), session)
 
     def _did(self, session: Session, done: Done, *, durable: bool) -> None:
         """Add a line to what was done, before it is done."""
-        path = self._path(session.secrets.run_id, DONE)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+        run_id = session.secrets.run_id
+        with self._path(run_id, DONE).open("a") as file:
             file.write(f"\n{json.dumps(asdict(done))}\n")  # half a line of a crash stays by itself
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        self._open[session.secrets.run_id] = replace(session, done=done)
+        self._open[run_id] = (self._stamps(run_id), replace(session, done=done))
 
     def _forget(self, run_id: str) -> None:
         self._open.pop(run_id, None)
@@ -206,24 +257,39 @@ class Masks:
         return self.folder / f"{run_id}{what}"
 
 
-def _read_done(path: Path) -> Done:
-    """The last whole line; a half one was never acted on."""
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+def _read_done(path: Path, transcript: str) -> Done:
+    """The last whole line about this set-up; a half one was never acted on."""
+    for line in reversed(path.read_text().splitlines()):
         try:
             values = json.loads(line)
-            return Done(int(values["masked"]), int(values["signed"]), tuple(values["survivors"]))
+            done = Done(
+                str(values["transcript"]),
+                int(values["masked"]),
+                int(values["signed"]),
+                tuple(values["survivors"]),
+            )
         except (KeyError, TypeError, ValueError):
             continue
-    return Done()
+        if done.transcript == transcript:
+            return done
+    return Done(transcript)
 
 
-def _keys_of(session: Session) -> dict[str, Any]:
-    roster = session.roster
+def _keys_of(own: Secrets, roster: Roster | None) -> dict[str, Any]:
     return {
-        "secrets": session.secrets.to_dict(),
+        "secrets": own.to_dict(),
         "adverts": [] if roster is None else [advert.to_dict() for advert in roster.adverts],
         "threshold": 0 if roster is None else roster.threshold,
     }
+
+
+def _sync_folder(folder: Path) -> None:
+    """A file's new name is on the disk only when its folder is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 __all__ = ["Masks", "Session"]

@@ -44,6 +44,7 @@ from federation.protocol import (
     Ready,
     RoundOrder,
     RoundReply,
+    SharedNoise,
     Signed,
 )
 from federation.release import SharedRelease
@@ -85,7 +86,6 @@ class Node:
         self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
         self._pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
-        self._keeps: dict[str, Head] = _read_keeps(folder)
         budget = None if policy.budget is None else policy.budget.limits()
         scope: Scope = "this run alone" if policy.simulation else "lifetime"
         whose = f"{facts.name}/{facts.dataset}"
@@ -98,7 +98,7 @@ class Node:
         self._records(plan)
         self._reserve(plan)
         self.log.info("ready for run %s, plan %s", plan.run_id, plan.sha256)
-        return Ready(self.facts.name, self.head, self._keeps)
+        return Ready(self.facts.name, self.head, _read_keeps(self.folder))
 
     def round(self, order: RoundOrder) -> RoundReply | MaskedReply:
         """One round: everything is charged before any noise is drawn, then it leaves."""
@@ -111,11 +111,11 @@ class Node:
         if masked != (order.draw is not None):
             raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
         if order.draw is not None:
-            self.masks.may_mask(plan, order.transcript, order.draw)
+            draws = self.masks.may_mask(plan, order.transcript, order.draw)
+            _must_be_the_draws(order, draws)
         self._reserve(plan)
         records = self._records(plan)
         module = self._module(plan, order.weights)
-        self._must_have_the_size(plan, module)
         self._charge(order, once=masked)
         reply = self._masked(order, records, module) if masked else self._own_noise(order, records, module)
         kinds = [release.kind for release in order.releases]
@@ -127,7 +127,8 @@ class Node:
         self._review(order.plan)
         self._meet(order.heads)
         neighbour = self._neighbour(order.plan)
-        kept = None if neighbour not in self._keeps else (neighbour, self._keeps[neighbour])
+        keeps = _read_keeps(self.folder)
+        kept = (neighbour, keeps[neighbour]) if neighbour in keeps else None
         return Keys(self.facts.name, self.masks.keys(order.plan, order.draws, kept))
 
     def deal(self, order: DealOrder) -> Dealt:
@@ -193,17 +194,17 @@ class Node:
 
     def _neighbour(self, plan: TrainPlan) -> str:
         """The agency whose ledger's head this node keeps: the one before it in the circle of names."""
-        names = sorted(participant.name for participant in plan.participants)
+        others = {p.name for p in plan.participants if self.contract.holds_label(p.kind)}
+        names = sorted(others | {self.facts.name})  # whoever lacks the label gets no orders, so keeps nothing
         return names[names.index(self.facts.name) - 1]
 
     def _keep_neighbour(self, plan: TrainPlan, heads: Heads) -> None:
         """Remember the newest head of the neighbour: nobody's word but the chain's decides, so the larger stays."""
-        name = self._neighbour(plan)
-        if name in heads and heads[name].seq > self._keeps.get(name, Head(0, "")).seq:
-            self._keeps[name] = heads[name]
+        name, keeps = self._neighbour(plan), _read_keeps(self.folder)
+        if name in heads and heads[name].seq > keeps.get(name, Head(0, "")).seq:
             path = self.folder / "keeps.json"
             beside = path.with_suffix(".writing")
-            beside.write_text(json.dumps(self._keeps))
+            beside.write_text(json.dumps(keeps | {name: heads[name]}))
             beside.replace(path)
 
     def _split_id(self, plan: TrainPlan) -> str:
@@ -220,6 +221,8 @@ class Node:
         agreed = plan.participant(self.facts.name)
         if (agreed.kind, agreed.public_size) != (self.facts.kind, self.facts.public_size):
             raise Refused(Reason.CONTRACT, "the plan's kind or public_size is not what node.toml declares")
+        if plan.privacy.shared is not None:
+            self._must_fit(plan, plan.privacy.shared)
 
     def _records(self, plan: TrainPlan) -> "Resident":
         return self._dataset(plan.tune_fraction, plan.test_fraction)
@@ -256,18 +259,25 @@ class Node:
             raise Refused(Reason.MALFORMED, str(error)) from None
         return module
 
-    def _must_have_the_size(self, plan: TrainPlan, module: torch.nn.Module) -> None:
-        """`Refused(MALFORMED)` where the noise is accounted for another number of values than leave."""
-        shared = plan.privacy.shared
-        if shared is None:
-            return
-        parameters = sum(parameter.numel() for parameter in module.parameters())
+    def _must_fit(self, plan: TrainPlan, shared: SharedNoise) -> None:
+        """`Refused(MALFORMED)` where noise is accounted for other values than leave, or cannot be drawn or masked."""
+        parameters = _parameters(plan.model, len(layout(self.contract).names))
         cells = len(self.contract.group_names) * (len(plan.edges) - 1) * 2
         if (shared.parameters, shared.cells) != (parameters, cells):
             raise Refused(
                 Reason.MALFORMED,
                 f"privacy.shared: the model has {parameters} parameters and a table {cells} cells, the plan says "
                 f"{shared.parameters} and {shared.cells}",
+            )
+        events = [plan.train_release(), plan.table_release("tune"), plan.table_release("test")]
+        variances = [event.share_variance for event in events if isinstance(event, SharedRelease)]
+        try:
+            fits = max(variances) <= randomness.MAX_VARIANCE and plan.privacy.limit > 0
+        except (OverflowError, ValueError):
+            fits = False
+        if not fits:
+            raise Refused(
+                Reason.MALFORMED, f"privacy.shared: shares of this size do not fit in {shared.bits} bits"
             )
 
     def _own_noise(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> RoundReply:
@@ -457,6 +467,30 @@ def _read_node_file(path: Path) -> NodeFile:
         raise NodeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         raise NodeError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
+
+
+def _must_be_the_draws(order: RoundOrder, draws: int) -> None:
+    """`Refused(MALFORMED)` unless the order is the one that everybody gets for this draw.
+
+    All members' vectors of a draw are added up, and each counts on the others' noise. A coordinator that had one
+    of them train while the others filled in tables, whose noise has another size, would take that away. So a
+    set-up's draws are the plan's rounds from some round to the last tables, in order, and nothing else: how many
+    draws there are is in the transcript.
+    """
+    plan = order.plan
+    last = order.round == plan.rounds + 1
+    tune: tuple[Part, ...] = ("tune",) if order.round - 1 in plan.checkpoints else ()
+    kinds = (*tune, "test") if last else (*tune, "train")
+    if order.draw != order.round - (plan.rounds + 2 - draws) or order.kinds != kinds:
+        raise Refused(
+            Reason.MALFORMED,
+            f"draw {order.draw} of {draws} is not for {', '.join(order.kinds)} in round {order.round}",
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _parameters(spec: risk.ModelSpec, n_features: int) -> int:
+    return risk.count_parameters(spec, n_features)
 
 
 def _facts(plan: TrainPlan) -> PlanFacts:

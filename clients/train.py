@@ -42,8 +42,9 @@ Values = np.ndarray | Tensor
 # by about 1e-7 of the sum, far below the noise; that is not counted.)
 ROUNDING = 2e-6
 
-# For a sum in float64 a person's rows count more: at most C / ROW_SLACK in all, so that what cancels between
-# rows cannot hide a rounding error. Added up by chunks of CHUNK rows, 2^20 rows are then off by at most
+# `dp_sum` takes everything in float64: what others add then moves by rounding alone when one person joins a batch.
+# There a person's rows count more, at most C / ROW_SLACK in all, so that what cancels between rows cannot hide a
+# rounding error. Added up by chunks of CHUNK rows, 2^20 rows are then off by at most
 # (CHUNK + 2^20 / CHUNK) 2^-53 2^20 C / ROW_SLACK = 2^-13 C: half of SUM_SLACK, which counts two such sums.
 ROW_SLACK = 2.0**-9
 CHUNK = 1024
@@ -99,19 +100,20 @@ def dp_sum(
 ) -> np.ndarray:
     """One Poisson batch's clipped sum s at the module's weights, float64, flat in the module's order.
 
-    No noise is in it: it must not leave. Each product is exact in float64 and only adding up rounds: for up
-    to `MOST_ROWS` rows by less than half of `federation.plan.SUM_SLACK` x C. ValueError for more rows, and
-    for shapes that do not fit.
+    No noise is in it: it must not leave. All of it is computed in float64. Adding up to `MOST_ROWS` rows
+    rounds by less than half of `federation.plan.SUM_SLACK` x C. ValueError for more rows, and for shapes that
+    do not fit.
     """
     x, y, present = _resident(x, y, present)
     _check_logits(module, x)
-    weights = _flatten({name: p.detach() for name, p in module.named_parameters()})
-    total = _summer(module, weights, max_grad_norm, torch.float64)
+    weights = _flatten({name: p.detach().double() for name, p in module.named_parameters()})
+    total = _summer(module, weights, max_grad_norm)
     with torch.inference_mode(_linear_layers(module) is not None):
         batch = sampling(len(x), sample_rate)
         if len(batch) * math.prod(x.shape[1:-1]) > MOST_ROWS:
             raise ValueError(f"a batch may have {MOST_ROWS} rows at most: lower privacy.sample_rate")
-        return total(*_drawn(x, y, present, batch)).numpy()
+        x, y, present = _drawn(x, y, present, batch)
+        return total(x.double(), y.double(), None if present is None else present.double()).numpy()
 
 
 def clipped_sum(
@@ -235,19 +237,16 @@ def _after_noise(
 # --- the clipped sum ----------------------------------------------------------------------------------
 
 
-def _summer(
-    module: nn.Module, weights: Tensor, max_grad_norm: float, dtype: torch.dtype = torch.float32
-) -> ClippedSum:
+def _summer(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
     """The clipped sum as a function of a batch, at whatever `weights` (flat) holds when it is called.
 
-    Each person's clipped gradient is float32 whatever `dtype`; the sum over people is taken in `dtype`.
+    Batch and sum have the dtype of `weights`: float32, or float64 for `dp_sum`.
     """
     layers = _linear_layers(module)
     if layers is None:
-        return _hooks(module, weights, max_grad_norm, dtype)
+        return _hooks(module, weights, max_grad_norm)
     at = _unflatten(module, weights)
-    of_layers = [(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers]
-    return _book_keeping(of_layers, max_grad_norm, dtype)
+    return _book_keeping([(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers], max_grad_norm)
 
 
 def _linear_layers(module: nn.Module) -> list[str] | None:
@@ -262,9 +261,7 @@ def _linear_layers(module: nn.Module) -> list[str] | None:
     return [f"layers.{i}" for i in range(0, len(layers), 2)]
 
 
-def _book_keeping(
-    layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float, dtype: torch.dtype
-) -> ClippedSum:
+def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> ClippedSum:
     """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output."""
 
     def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
@@ -279,14 +276,12 @@ def _book_keeping(
             (a, g, bias is not None) for a, g, (_, bias) in zip(inputs, outputs[::-1], layers, strict=True)
         ]
         if max_grad_norm < math.inf:
-            slack = ROUNDING if dtype is torch.float32 else ROW_SLACK
-            factor = _clip_factors(_squared_norms(kept, slack), max_grad_norm)
+            slack = ROW_SLACK if x.dtype is torch.float64 else ROUNDING
+            factor = _clip_factors(_squared_norms(kept, slack), max_grad_norm).to(x.dtype)
             factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
             for _, g, _ in kept:
                 g.mul_(factor)
-        return torch.cat(
-            [part for a, g, bias in kept for part in _layer_sums(a.to(dtype), g.to(dtype), bias)]
-        )
+        return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
 
     return clipped_sum
 
@@ -316,7 +311,7 @@ def _total(tensors: Iterable[Tensor]) -> Tensor:
 
 def _clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
     """min(1, C / norm), (B,), a hair inside. A norm of 0 gives 1. Overwrites `squared_norms`."""
-    return squared_norms.rsqrt_().mul_(max_grad_norm * (1 - ROUNDING)).clamp_(max=1.0).float()
+    return squared_norms.rsqrt_().mul_(max_grad_norm * (1 - ROUNDING)).clamp_(max=1.0)
 
 
 def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
@@ -330,12 +325,12 @@ def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
     return [(g.t() @ a).flatten(), g.sum(0)] if has_bias else [(g.t() @ a).flatten()]
 
 
-def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float, dtype: torch.dtype) -> ClippedSum:
+def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
     """Opacus' hooks: each person's gradient written out, (B, ...) for each parameter. Any architecture.
 
     Works on a copy of the module whose parameters are views of `weights`.
     """
-    twin = copy.deepcopy(module).train()
+    twin = copy.deepcopy(module).to(weights.dtype).train()
     for name, view in _unflatten(twin, weights).items():
         twin.get_parameter(name).data = view
     hooked = GradSampleModule(twin, loss_reduction="sum")  # strict: refuses BatchNorm, which mixes people
@@ -343,14 +338,14 @@ def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float, dtype: torc
 
     def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
         if len(x) == 0:
-            return torch.zeros_like(weights, dtype=dtype)
+            return torch.zeros_like(weights)
         x = x.detach().requires_grad_()  # PyTorch warns of a backward hook whose input needs no gradient
         losses = logistic_loss(hooked(x), y, reduction="none")
         torch.autograd.backward((losses if present is None else losses * present).sum())
         samples = [p.grad_sample.flatten(1) for p in parameters]
         hooked.zero_grad()  # drops grad_sample too
         factor = _clip_factors(_total(sample.square().sum(1) for sample in samples), max_grad_norm)
-        return torch.cat([factor.to(dtype) @ sample.to(dtype) for sample in samples])
+        return torch.cat([factor @ sample for sample in samples])
 
     return clipped_sum
 

@@ -218,29 +218,32 @@ def _show_choices(console: Console, plan: Plan) -> None:
     table = Table(show_lines=True)
     table.add_column("rounds", justify="right", no_wrap=True)
     for rate in meets.sample_rates:
-        now = " (now)" if rate == noise.sample_rate else ""
-        table.add_column(f"q = {rate:g}{now}", justify="right", no_wrap=True)
+        table.add_column(f"q = {rate:g}{_now(rate == noise.sample_rate)}", justify="right", no_wrap=True)
     for number in meets.rounds:
         cells = (_cell(cell, plan.target_epsilon) for cell in meets.cells if cell.rounds == number)
-        table.add_row(f"{number:,}" + (" (now)" if number == noise.rounds else ""), *cells)
+        table.add_row(f"{number:,}{_now(number == noise.rounds)}", *cells)
     console.print(table)
     console.print(_choices_note(plan))
+
+
+def _now(holds: bool) -> str:
+    return "\n(now)" if holds else "\n "  # two lines each: headers then stand side by side
 
 
 def _cell(cell: Cell, target: float | None) -> str:
     if cell.noise_multiplier is None or cell.average_noise is None:
         return "not\npossible"
     first = _epsilon(cell.epsilon) if target is None else _digits(cell.noise_multiplier, 4)
-    noise = f"{_digits(cell.average_noise)} C"
+    noise = _digits(1000 * cell.average_noise)
     return f"[bold]{first}\n★ {noise}[/]" if cell.best else f"{first}\n{noise}"
 
 
 def _choices_note(plan: Plan) -> str:
     above = "the noise multiplier" if plan.target_epsilon is not None else "ε to the coordinator"
     text = (
-        f"In each field {above}, and below it the number to compare: the noise on the average step, which is the "
-        "noise on the mean gradient × √steps / steps (steps = rounds × local steps). Less is better; whether so few "
-        "rounds are enough to learn, it does not say."
+        f"In each field {above}, and below it the number to compare: the noise on the average step, in thousandths of C, "
+        "which is the noise on the mean gradient × √steps / steps (steps = rounds × local steps). Less is better; "
+        "whether so few rounds are enough to learn, it does not say."
     )
     return f"{text} ★ marks the least." if plan.target_epsilon is not None else text
 

@@ -10,8 +10,10 @@ operating system; a cut of the power is not tried here (`PRAGMA synchronous = FU
 """
 
 import contextlib
+import math
 import os
 import random
+import select
 import signal
 import sys
 import tempfile
@@ -61,19 +63,24 @@ def fork(path: Path, name: str) -> tuple[int, int]:
 
 
 def kill_two(path: Path, batch: int, chance: random.Random, opening: float) -> int:
-    """Start two, kill both at random moments. How many were still alive to be killed."""
+    """Start two, kill each at a random moment. How many were still alive to be killed."""
     children = [fork(path, f"child-{batch}-{number}") for number in range(2)]
+    while_opening = chance.random() < 0.2
+    due = {child: time.monotonic() + chance.uniform(0, opening) for child, _ in children if while_opening}
     killed = 0
-    for child, told in children:
-        if chance.random() < 0.8:
-            os.read(told, 1)  # its first release, or its end
-            time.sleep(chance.uniform(0, 0.01))
-        else:
-            time.sleep(chance.uniform(0, opening))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
-        os.close(told)
+    while children:
+        silent = [told for child, told in children if child not in due]
+        soonest = min(due.values(), default=math.inf) - time.monotonic()
+        heard, _, _ = select.select(silent, [], [], min(max(soonest, 0), 60))
+        for child, told in list(children):
+            if told in heard:  # its first release, or its end
+                due[child] = time.monotonic() + chance.uniform(0, 0.02)
+            if due.get(child, math.inf) <= time.monotonic():
+                os.kill(child, signal.SIGKILL)
+                killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+                os.close(told)
+                del due[child]
+                children.remove((child, told))
     return killed
 
 

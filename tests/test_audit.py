@@ -75,7 +75,11 @@ def test_no_false_alarm(what: tuple[Any, ...], seed: int) -> None:
     assert failing(found) == set()
     assert found[PAIR].epsilon is not None
     assert found[PAIR].epsilon > 0.6 * sound(*what).claim
-    assert not failing({"table": each for each in audit_table(table(), SURE, 300, seed)})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_false_alarm_about_tables(seed: int) -> None:
+    assert all(each.ok for each in audit_table(table(), SURE, 500, seed))
 
 
 @pytest.mark.parametrize("mechanism", ["local", "shared"])
@@ -373,7 +377,9 @@ def test_the_audit_makes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise AssertionError("an audit opened a ledger")
 
     monkeypatch.setattr(clients.ledger.Ledger, "__init__", refuse)
-    found = command.report(AuditOptions(mechanism="local", canaries=200, rounds=2, out=tmp_path / "a.json"))
+    found = command.report(
+        AuditOptions(mechanism="local", canaries=200, sample_rate=1.0, out=tmp_path / "a.json")
+    )
     assert found["ok"]
 
 

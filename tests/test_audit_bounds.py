@@ -130,12 +130,14 @@ def test_clopper_pearson_by_hand() -> None:
     assert clopper_pearson(0, 50, 0, 50, 1e-5) == 0
 
 
-@pytest.mark.parametrize("noise", [2.0, 8.0])
-def test_gaussian_conversion_agrees_with_dp_accounting(noise: float) -> None:
-    exact = epsilon_of_noise(noise, 1.0, 10, 1e-5)
-    pld = epsilon([Release("train", "train", noise, 1.0, 10)], 1e-5, "pld")
-    assert exact == pytest.approx(pld, rel=2e-3)
-    assert gaussian_mu(exact, 1e-5) == pytest.approx(math.sqrt(10) / noise, rel=1e-5)
+@pytest.mark.parametrize(("noise", "rate"), [(2.0, 1.0), (8.0, 1.0), (1.2, 0.1), (3.0, 0.5)])
+def test_conversion_agrees_with_the_accountant_of_claims(noise: float, rate: float) -> None:
+    exact = epsilon_of_noise(noise, rate, 10, 1e-5)
+    assert exact == pytest.approx(
+        epsilon([Release("train", "train", noise, rate, 10)], 1e-5, "pld"), abs=2e-3
+    )
+    if rate == 1:
+        assert gaussian_mu(exact, 1e-5) == pytest.approx(math.sqrt(10) / noise, rel=1e-5)
 
 
 def test_conversion_never_exceeds_the_claim_of_the_same_noise() -> None:

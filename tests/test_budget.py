@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -286,6 +286,28 @@ def test_a_meter_counts_what_the_accountant_does(event: Event, viewer: Viewer) -
         assert meter.spent.total / budgets.UNITS == pytest.approx(loss([event], viewer, order), rel=1e-12)
         exact = event.steps * Fraction(loss([steps(event, 1)], viewer, order)) * budgets.UNITS
         assert exact <= meter.spent.total <= exact + event.steps  # rounded up, a unit for each step at most
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 1000), st.integers(1, 3)), max_size=25))
+def test_a_year_counts_what_is_in_it_however_the_days_come(moves: list[tuple[bool, int, int]]) -> None:
+    """Charges are stamped on any day (other processes have other clocks), and the year ends on any day."""
+    meter = Meter(FilterOrder("year", "public", 8))
+    one = Meter(FilterOrder("life", "public", 8))
+    one.charge(steps(TABLE, 1), "2026-01-01")
+    charged: list[tuple[date, int]] = []
+    today = START.date()
+    meter.move(today)
+    for moves_clock, days, count in moves:
+        day = START.date() + timedelta(days)
+        if moves_clock:
+            today = day
+            meter.move(today)
+        else:
+            meter.charge(steps(TABLE, count), day.isoformat())
+            charged.append((day, count))
+        inside = sum(count for day, count in charged if day >= today - timedelta(days=365))
+        assert meter.spent.total == meter.claimed.total == inside * one.spent.total
 
 
 # --- adversaries ------------------------------------------------------------------------------------

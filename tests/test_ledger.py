@@ -448,6 +448,23 @@ def test_a_reservation_made_elsewhere_is_seen(path: Path) -> None:
         assert here.reservations() == there.reservations()
 
 
+def test_a_plan_is_reserved_once_by_two_processes_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_ledger(path) as here, open_ledger(path) as there:
+        catch_up = here._catch_up
+
+        def overtaken() -> None:
+            catch_up()
+            there.reserve(PLAN, [TRAIN])  # after `here` looked, before it took the lock
+            monkeypatch.undo()
+
+        monkeypatch.setattr(here, "_catch_up", overtaken)
+        here.reserve(PLAN, [TRAIN, TRAIN])
+        assert here.reservations() == there.reservations() == {PLAN.sha256: (replace(TRAIN, split_id="s"),)}
+        assert [entry.action for entry in here.entries()] == ["people", "plan", "reserve"]
+
+
 # --- append-only, and tampering ---------------------------------------------------------------------
 
 

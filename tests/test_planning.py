@@ -323,6 +323,15 @@ def test_the_screen_says_it_all_in_order(ask: Callable[..., Done], experiment: M
     assert max(map(len, done.out.split("Next")[0].splitlines())) <= 100
 
 
+def test_no_number_is_cut_on_a_narrow_screen(
+    ask: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = ask(*SHARED, "rounds=20000", "privacy.sample_rate=0.01", "model=mlp")
+    assert done.code == 0
+    assert "…" not in done.out
+
+
 def test_own_noise_is_one_row(ask: Callable[..., Done]) -> None:
     done = ask(*CASES["local"])
     assert done.code == 0

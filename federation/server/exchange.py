@@ -91,7 +91,7 @@ def meet(
             federation.drop(reply.agency, status_of(reply.reason), reply.reason.value)
         elif isinstance(reply, Ready) and reply.agency in names and reply.agency not in federation.nodes:
             federation.nodes[reply.agency] = message.metadata.src_node_id
-            federation.saw({reply.agency: reply.head, **reply.keeps})
+            federation.saw(reply.keeps)  # not its own head: the next order shows it what others have seen
     contract = experiment.data_contract
     for participant in plan.participants:
         name = participant.name

@@ -34,7 +34,6 @@ from federation.server.exchange import (
     NOT_A_REPLY,
     Federation,
     Round,
-    RunError,
     answers,
     held_masks,
     too_few,
@@ -42,6 +41,10 @@ from federation.server.exchange import (
 from federation.server.strategies import Update
 
 ATTEMPTS = 3  # to deal keys when an agency fails half way
+
+
+class SetUpError(ValueError):
+    """No keys: one sentence says which agencies are missing."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Session:
 
 
 def set_up(grid: Grid, experiment: Experiment, federation: Federation, draws: int) -> Session:
-    """Keys for `draws` masked vectors, dealt among all agencies that answer; `RunError` where too few do."""
+    """Keys for `draws` masked vectors, dealt among all agencies that answer; `SetUpError` where too few do."""
     plan = federation.plan
     shared = plan.privacy.shared
     assert shared is not None  # noqa: S101 - the caller's case
@@ -85,7 +88,7 @@ def set_up(grid: Grid, experiment: Experiment, federation: Federation, draws: in
         if set(sealed) == set(roster.names):
             return Session(roster, sealed)
         without = set(shared.agencies) - set(sealed)
-    raise RunError(too_few(experiment, federation, "the set-up of masks"))
+    raise SetUpError(too_few(experiment, federation, "the set-up of masks"))
 
 
 def _is_whole(dealt: Dealt, roster: Roster) -> bool:

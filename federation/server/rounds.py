@@ -25,6 +25,10 @@ from models import risk
 from models.features import layout
 
 
+# Refusals that leave it open whether the order was charged: it failed half way, or came a second time.
+PERHAPS_CHARGED = ("UNAVAILABLE", "REPLAYED")
+
+
 class Watcher(Protocol):
     """Whoever follows a run: the tracker, the progress on the screen."""
 
@@ -98,8 +102,15 @@ class Asker:
         order = replace(order, heads=dict(federation.heads))
         shared = plan.privacy.shared
         if shared is not None and (self._masks is None or self._masks.is_spent):
-            draws = plan.rounds + 2 - order.round + self._experiment.settings.void_rounds
-            self._masks = masked.set_up(self._grid, self._experiment, federation, draws)
+            draws = (
+                plan.rounds + 2 - order.round
+            )  # each round to come and the last tables: nodes hold us to that
+            try:
+                self._masks = masked.set_up(self._grid, self._experiment, federation, draws)
+            except masked.SetUpError as error:
+                if order.round == 1:
+                    raise RunError(str(error)) from None
+                return Round(void=str(error))
         asked = [n for n in federation.nodes if self._masks is None or n in self._masks.roster.names]
         checkpoints.note_order(order.round, order.kinds, asked, self._folder)
         if self._masks is None:
@@ -125,7 +136,9 @@ class Heads:
     def keep(self, heads: Mapping[str, Head]) -> None:
         """Keep `heads`, and those of agencies that are not in this run."""
         beside = self._path.with_suffix(".writing")
-        beside.write_text(json.dumps(self.read() | dict(heads)))
+        kept = self.read()
+        newer = {n: head for n, head in heads.items() if n not in kept or head.seq >= kept[n].seq}
+        beside.write_text(json.dumps(kept | newer))
         beside.replace(self._path)
 
 
@@ -164,7 +177,7 @@ def _after(
     measured = order.round - 1
     for part, each in got.tables.items():
         tables |= {f"{part}/{measured}/{whose}": table for whose, table in each.items()}
-    perhaps_charged = [name for name, reason in got.refused.items() if reason == "UNAVAILABLE"]
+    perhaps_charged = [name for name, reason in got.refused.items() if reason in PERHAPS_CHARGED]
     names = [*got.replied, *got.late, *got.rejected, *perhaps_charged]
     orders = _counted(state.history["orders"], order.kinds, names)
     for name in got.replied if got.void is None else ():
