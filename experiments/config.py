@@ -92,7 +92,9 @@ def read(config: DictConfig, *, tables: bool = True) -> Study:
     contract |= {} if data.source == "own" else _split_of(agencies)
     participants = [participant_of(agency) for agency in agencies]
     whole = {"settings": settings, "contract": contract, "participants": participants}
-    return Study(checked(Experiment, whole), data, agencies, compare)
+    experiment = checked(Experiment, whole)
+    experiment.plan("check", simulation=False)  # or agencies and settings do not make a plan together
+    return Study(experiment, data, agencies, compare)
 
 
 def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[str, Any]]:

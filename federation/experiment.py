@@ -289,32 +289,32 @@ class Experiment(Agreed):
             "steps_per_person": steps_per_person,
             "parameters": parameters,
             "cells": len(contract.group_names) * (len(self.edges) - 1) * 2,
-            "bits": 32 if masks.limit_for(32, len(members), share) >= largest else 64,
+            "bits": _bits(len(members), share, largest),
         }
 
     def plan(self, run_id: str, *, simulation: bool) -> TrainPlan:
-        """The part of the experiment that agencies see, with σ found for the target ε.
+        """The part of the experiment that agencies see, with σ found for the target ε; `SettingsError` if it cannot be.
 
         In a simulation it carries the seed, in a deployment never.
         """
         settings = self.settings
-        local = settings.local.model_dump() | {"proximal_mu": settings.strategy.proximal_mu}
-        return TrainPlan(
-            run_id=run_id,
-            experiment=settings.name,
-            purpose=settings.purpose,
-            contract_sha256=self.data_contract.sha256,
-            model=settings.model,
-            privacy=self.privacy_plan(),
-            local=LocalPlan(**local),
-            rounds=settings.rounds,
-            checkpoints=settings.checkpoint_rounds,
-            edges=self.edges,
-            tune_fraction=settings.split.tune,
-            test_fraction=settings.split.test,
-            participants=self.participants,
-            seed=settings.seed if simulation else None,
-        )
+        values = {
+            "run_id": run_id,
+            "experiment": settings.name,
+            "purpose": settings.purpose,
+            "contract_sha256": self.data_contract.sha256,
+            "model": settings.model,
+            "privacy": self.privacy_plan(),
+            "local": settings.local.model_dump() | {"proximal_mu": settings.strategy.proximal_mu},
+            "rounds": settings.rounds,
+            "checkpoints": settings.checkpoint_rounds,
+            "edges": self.edges,
+            "tune_fraction": settings.split.tune,
+            "test_fraction": settings.split.test,
+            "participants": self.participants,
+            "seed": settings.seed if simulation else None,
+        }
+        return checked(TrainPlan, values)
 
     def encode(self) -> str:
         """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
@@ -329,6 +329,14 @@ class Experiment(Agreed):
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError("the run's configuration is not a fedrisk experiment in base64") from None
+
+
+def _bits(agencies: int, share_std: float, largest: float) -> int:
+    """32 where sums of `agencies` numbers up to `largest` fit with their noise, else 64."""
+    try:
+        return 32 if masks.limit_for(32, agencies, share_std) >= largest else 64
+    except ValueError:
+        return 64
 
 
 def checked(cls: type[Model], value: str | dict[str, Any], within: Sequence[str] = ()) -> Model:

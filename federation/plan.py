@@ -118,12 +118,12 @@ class SharedNoise(Agreed):
             raise ValueError("agencies must be names in order, each once")
         if n < 3:
             raise ValueError(
-                f"shared noise needs at least 3 agencies, got {n}: of two, each learns the other's sum by "
+                f"noise can be shared by at least 3 agencies, got {n}: of two, each learns the other's sum by "
                 "taking away its own; use privacy=local"
             )
         if n <= 2 * d + c:
             raise ValueError(
-                f"shared noise needs more than 2 x dropouts + colluders = {2 * d + c} agencies, got {n}: "
+                f"noise can be shared by more than 2 x dropouts + colluders = {2 * d + c} agencies, got {n}: "
                 "lower privacy.dropouts or privacy.colluders, or use privacy=local"
             )
         if self.steps_per_norm < 1000 * math.sqrt(self.parameters):

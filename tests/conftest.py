@@ -84,17 +84,20 @@ def write_table(path: Path, rows: list[dict[str, object]], without: tuple[str, .
         writer.writerows(rows)
 
 
+def write_agencies(folder: Path, kinds: dict[str, str], n: int = 300) -> None:
+    """Agencies as a person would write them by hand: contract, tables, agencies.yaml."""
+    (folder / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
+    listing = []
+    for seed, (name, kind) in enumerate(kinds.items()):
+        write_table(folder / f"{name}.csv", people(seed, n), () if kind == "health" else ("visits",))
+        listing.append({"name": name, "kind": kind, "table": f"{name}.csv", "public_size": n})
+    (folder / "agencies.yaml").write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three agencies as a person would write them by hand: contract, tables, agencies.yaml."""
-    (tmp_path / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
-    listing = []
-    for seed, (name, kind) in enumerate({"north": "police", "clinic": "health", "south": "police"}.items()):
-        write_table(tmp_path / f"{name}.csv", people(seed), () if kind == "health" else ("visits",))
-        listing.append({"name": name, "kind": kind, "table": f"{name}.csv", "public_size": 300})
-    (tmp_path / "agencies.yaml").write_text(
-        yaml.safe_dump({"contract": "contract.yaml", "agencies": listing})
-    )
+    """Three agencies."""
+    write_agencies(tmp_path, {"north": "police", "clinic": "health", "south": "police"})
     return tmp_path
 
 
@@ -108,6 +111,24 @@ def make_study(folder: Path) -> MakeStudy:
     def make(*overrides: str) -> Study:
         common = ["experiment=own", f"data.agencies={folder}/agencies.yaml", "name=small", "tracking=none"]
         common += [f"output={folder}/outputs", "rounds=4", "evaluation.checkpoints=2"]
+        return read(compose([*common, *overrides]))
+
+    return make
+
+
+FIVE = {"north": "police", "clinic": "health", "south": "police", "east": "police", "ward": "health"}
+
+
+@pytest.fixture
+def make_shared(tmp_path: Path) -> MakeStudy:
+    """A study of five agencies that share noise behind masks: c = d = 1, so t = 4 and h = 3."""
+    write_agencies(tmp_path, FIVE, 120)
+
+    def make(*overrides: str) -> Study:
+        common = ["experiment=own", f"data.agencies={tmp_path}/agencies.yaml", "name=small", "tracking=none"]
+        common += [f"output={tmp_path}/outputs", "rounds=3", "evaluation.checkpoints=1", "data.min_people=20"]
+        common += ["strategy=dp_fedsgd", "privacy=shared", "privacy.colluders=1", "privacy.dropouts=1"]
+        common += ["round_timeout=0.2", "join_timeout=0.2", "engine.poll_seconds=0.01"]
         return read(compose([*common, *overrides]))
 
     return make

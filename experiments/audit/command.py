@@ -29,7 +29,7 @@ Example: fedrisk audit --epsilon 1 --mechanism shared --model mlp
 """
 CANNOT_SEE = (
     "A bound that stays below its claim is no proof: it is what these attacks could show with these canaries.",
-    "Noise is simulated from seeds here; the generator of a deployed node is tested elsewhere, not by this audit.",
+    "Keys of random streams are made from a seed here; that a deployed node's keys are fresh is not seen.",
     "Secure aggregation is taken as done: masks, dropouts and what they leak are not attacked.",
     "Canaries stay in the same place at fixed weights: faults that show only at special weights or shapes are not seen.",
     "One person is one row here; bounds on a person's rows, the split into parts and the ledger's arithmetic are not audited.",
@@ -105,8 +105,9 @@ def report(options: AuditOptions, tell: Callable[[str], None] = lambda _: None) 
         people.copied(options.copy, is_copy=options.is_copy) if options.copy else people.made_up(options.seed)
     )
     settings = [_examined(options, *each, tell=tell) for each in _asked(options)]
-    tell("score table")
-    settings.append(examine_table(options.epsilon, options.delta, options.confidence, options.seed))
+    tell("score tables")
+    asked = (options.epsilon, options.delta, options.confidence, options.seed)
+    settings += [examine_table(name, *asked) for name in _names(options)]
     tell("membership inference")
     attacks = _membership(options, split)
     too_much = exceeded(settings, attacks)
@@ -124,12 +125,13 @@ def report(options: AuditOptions, tell: Callable[[str], None] = lambda _: None) 
     }
 
 
+def _names(options: AuditOptions) -> tuple[MechanismName, ...]:
+    return ("local", "shared") if options.mechanism == "both" else (options.mechanism,)
+
+
 def _asked(options: AuditOptions) -> list[tuple[MechanismName, float, int]]:
-    names: tuple[MechanismName, ...] = (
-        ("local", "shared") if options.mechanism == "both" else (options.mechanism,)
-    )
     sampled = [(options.sample_rate, options.rounds)] if options.sample_rate < 1 else []
-    return [(name, *batch) for name in names for batch in (*sampled, (1.0, 1))]
+    return [(name, *batch) for name in _names(options) for batch in (*sampled, (1.0, 1))]
 
 
 def _examined(

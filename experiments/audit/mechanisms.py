@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients.randomness import Stream, discrete_gaussian
-from clients.train import Noise, Sampling, dp_fit, dp_sum, simulated_noise, simulated_sampling
+from clients.randomness import Stream, discrete_gaussian, gaussian, poisson_batches
+from clients.train import Noise, Sampling, dp_fit, dp_sum
 from federation.masks import to_grid
 from federation.plan import LocalPlan, PrivacyPlan, SharedNoise
 from federation.privacy import noise_for
@@ -92,8 +92,8 @@ class Local:
 
     plan: PrivacyPlan
     agencies: int = 1
-    noise: Callable[[int], Noise] = simulated_noise
-    sampling: Callable[[int], Sampling] = simulated_sampling
+    noise: Callable[[int], Noise] = lambda seed: seeded_noise(seed)
+    sampling: Callable[[int], Sampling] = lambda seed: seeded_sampling(seed)
     stream: Callable[[int, int, str], int] = lambda seed, agency, purpose: stream_seed(seed, agency, purpose)
     sensitivity: float = 1.0
 
@@ -138,8 +138,8 @@ class Shared:
     """
 
     plan: PrivacyPlan
-    sampling: Callable[[int], Sampling] = simulated_sampling
-    share: Shares = lambda seed, n, variance: discrete_gaussian(Stream.seeded(str(seed)), n, variance)
+    sampling: Callable[[int], Sampling] = lambda seed: seeded_sampling(seed)
+    share: Shares = lambda seed, n, variance: seeded_share(seed, n, variance)
 
     def __call__(self, module: nn.Module, people: People, seed: int) -> FloatArray:
         steps = self._agreed.steps_per_norm
@@ -191,6 +191,21 @@ class Shared:
         return replace(self, plan=self.plan.but(sample_rate=sample_rate))
 
 
+def seeded_noise(seed: int) -> Noise:
+    """A deployed node's Gaussian noise, from a key that `seed` repeats."""
+    return gaussian(Stream.seeded(f"noise {seed}"))
+
+
+def seeded_sampling(seed: int) -> Sampling:
+    """A deployed node's batches, from a key that `seed` repeats."""
+    return poisson_batches(Stream.seeded(f"sampling {seed}"))
+
+
+def seeded_share(seed: int, n: int, variance: int) -> NDArray[np.int64]:
+    """A deployed node's share of discrete noise, from a key that `seed` repeats."""
+    return discrete_gaussian(Stream.seeded(f"share {seed}"), n, variance)
+
+
 def stream_seed(seed: int, agency: int, purpose: str) -> int:
     """The seed of one stream: of (round's seed, agency, purpose), as a simulated node has it."""
     return int.from_bytes(hashlib.blake2b(f"{seed}|{agency}|{purpose}".encode(), digest_size=8).digest()) >> 1
@@ -213,6 +228,7 @@ def shared_plan(
     parameters: int,
     agencies: int = 8,
     away: int = 2,
+    cells: int = 1,
 ) -> PrivacyPlan:
     """The same for mechanism `shared`: `agencies` n of which `away` collude or fail, so that h = n - away."""
     noise = noise_for(epsilon, delta, sample_rate, rounds, shared=True)
@@ -223,7 +239,7 @@ def shared_plan(
         steps_per_norm=2000 * (int(parameters**0.5) + 1),
         steps_per_person=1000,
         parameters=parameters,
-        cells=1,
+        cells=cells,
         bits=64,
     )
     return _plan("shared", noise, delta, sample_rate, agreed)

@@ -17,9 +17,9 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
 
-from clients.train import dp_fit, simulated_noise, simulated_sampling
+from clients.train import dp_fit
 from experiments.audit.bounds import greatest_auc
-from experiments.audit.mechanisms import FloatArray, stream_seed
+from experiments.audit.mechanisms import FloatArray, seeded_noise, seeded_sampling
 from federation.plan import LocalPlan, PrivacyPlan
 from models import risk
 from models.risk import ModelSpec
@@ -70,8 +70,8 @@ def train(split: Split, spec: ModelSpec, plan: PrivacyPlan, steps: int, seed: in
         privacy=plan,
         local=LocalPlan(steps=steps, learning_rate=0.5),
         expected_batch=plan.sample_rate * len(x),
-        sampling=simulated_sampling(stream_seed(seed, 0, "sampling")),
-        noise=simulated_noise(stream_seed(seed, 0, "noise")),
+        sampling=seeded_sampling(seed),
+        noise=seeded_noise(seed),
     )
     return module
 

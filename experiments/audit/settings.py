@@ -9,8 +9,8 @@ from experiments.audit import attacks, checks
 from experiments.audit.attacks import Finding
 from experiments.audit.canaries import LOUD, QUIET, Canaries, bystanders, plant, watch
 from experiments.audit.mechanisms import Local, Mechanism, Shared, local_plan, shared_plan
-from experiments.audit.tables import TableSetting, audit_table, table_claim
-from federation.privacy import epsilon, noise_for
+from experiments.audit.tables import TableSetting, as_it_is, audit_table, behind_masks
+from federation.privacy import epsilon
 from models.risk import ModelSpec
 
 MODELS = {"logistic": ModelSpec("logistic"), "mlp": ModelSpec("mlp", (16,))}
@@ -118,13 +118,19 @@ def described(what: Setting, found: list[Finding]) -> dict[str, Any]:
 
 
 def examine_table(
-    target: float, delta: float, confidence: float, seed: int, runs: int = 2000
+    mechanism: MechanismName, target: float, delta: float, confidence: float, seed: int, runs: int = 2000
 ) -> dict[str, Any]:
     """One score table at the noise that costs ε `target`, as `described`."""
-    sigma = noise_for(target, delta, 1.0, 1)
-    what = TableSetting(sigma, table_claim(sigma, delta), delta)
-    found = audit_table(what, confidence, runs, seed)
-    return _described("score table", (what.claim, delta, sigma, 1.0, 1), 1, found)
+    shared = mechanism == "shared"
+    plan = (
+        shared_plan(target, delta, 1.0, 1, parameters=1, cells=80)
+        if shared
+        else local_plan(target, delta, 1.0, 1)
+    )
+    claim = epsilon([plan.table_release("test")], delta)
+    audited = behind_masks(plan.shared) if plan.shared else as_it_is
+    found = audit_table(TableSetting(plan.test_sigma, claim, delta, audited), confidence, runs, seed)
+    return _described(f"{mechanism}, score table", (claim, delta, plan.test_sigma, 1.0, 1), 1, found)
 
 
 def _described(

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients.evaluate import noised_table
-from clients.train import simulated_noise
+from clients.evaluate import noised_table, table_counts
 from experiments.audit.attacks import Finding, bound, fit
 from experiments.audit.bounds import epsilon_of_noise
 from experiments.audit.canaries import round_seed
 from experiments.audit.checks import SLACK, check
-from experiments.audit.mechanisms import FloatArray
-from federation.privacy import Release, epsilon
+from experiments.audit.mechanisms import FloatArray, seeded_noise, seeded_share, stream_seed
+from federation.masks import to_grid
+from federation.plan import SharedNoise
 from models import risk
 from models.risk import ModelSpec
 from models.scores import default_edges
@@ -40,7 +40,7 @@ class TableMechanism(Protocol):
 
 
 def as_it_is(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> FloatArray:
-    """The project's own: `clients.evaluate.noised_table`. sigma 0 is without noise."""
+    """Mechanism `local`: `clients.evaluate.noised_table`. sigma 0 is without noise."""
     return np.asarray(
         noised_table(
             module,
@@ -50,9 +50,31 @@ def as_it_is(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> Flo
             edges=default_edges(),
             n_groups=people.groups,
             sigma=sigma,
-            noise=simulated_noise(seed),
+            noise=seeded_noise(seed),
         )
     )
+
+
+def behind_masks(shared: SharedNoise) -> TableMechanism:
+    """Mechanism `shared`: counts in grid steps and the h shares that stay, as a table of people.
+
+    [round(K counts) + sum over h shares of N_Z(0, v)] / K with K = steps_per_person, v = ceil((sigma K)^2 / h). The other
+    agencies' counts are known to the attacker, so they are left out.
+    """
+    steps = shared.steps_per_person
+
+    def table(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> FloatArray:
+        edges, groups = default_edges(), people.groups
+        counts = table_counts(module, people.x, people.y, people.group, edges=edges, n_groups=groups)
+        total = to_grid(counts, steps, 2**62)
+        if sigma > 0:
+            variance = shared.share_variance(sigma, float(steps))
+            for agency in range(shared.honest):
+                share = seeded_share(stream_seed(seed, agency, "test noise"), counts.size, variance)
+                total = total + share.reshape(counts.shape)
+        return np.asarray(total / steps)
+
+    return table
 
 
 @dataclass(frozen=True)
@@ -64,11 +86,6 @@ class TableSetting:
     delta: float
     mechanism: TableMechanism = field(default=as_it_is)
     people: int = 60
-
-
-def table_claim(sigma: float, delta: float) -> float:
-    """What a ledger is charged for one table."""
-    return epsilon([Release("evaluate", "test", sigma, 1.0, 1)], delta)
 
 
 def audit_table(setting: TableSetting, confidence: float, runs: int, seed: int) -> list[Finding]:

@@ -85,13 +85,17 @@ def meet(
     node_ids = _await_nodes(grid, len(names), settings.join_timeout, settings.engine.poll_seconds)
     orders = {str(node_id): wire.pack_ready_order(plan, node_id, federation.heads) for node_id in node_ids}
     found = exchange(grid, orders, settings.round_timeout, settings.engine.poll_seconds)
+    said: dict[str, Head | None] = {}
     for message in found.values():
         reply = read(message)
         if isinstance(reply, Refusal) and reply.agency in names:
             federation.drop(reply.agency, status_of(reply.reason), reply.reason.value)
         elif isinstance(reply, Ready) and reply.agency in names and reply.agency not in federation.nodes:
             federation.nodes[reply.agency] = message.metadata.src_node_id
-            federation.saw(reply.keeps)  # not its own head: the next order shows it what others have seen
+            federation.saw({name: head for name, head in reply.keeps.items() if name != reply.agency})
+            said[reply.agency] = reply.head
+    # An agency's own word of its ledger comes last, or the next order would not show it what others have seen.
+    federation.saw({name: head for name, head in said.items() if name not in federation.heads})
     contract = experiment.data_contract
     for participant in plan.participants:
         name = participant.name

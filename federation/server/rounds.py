@@ -24,7 +24,6 @@ from federation.server.result import RunFacts, build_result, checkpoint_record, 
 from models import risk
 from models.features import layout
 
-
 # Refusals that leave it open whether the order was charged: it failed half way, or came a second time.
 PERHAPS_CHARGED = ("UNAVAILABLE", "REPLAYED")
 
@@ -102,13 +101,11 @@ class Asker:
         order = replace(order, heads=dict(federation.heads))
         shared = plan.privacy.shared
         if shared is not None and (self._masks is None or self._masks.is_spent):
-            draws = (
-                plan.rounds + 2 - order.round
-            )  # each round to come and the last tables: nodes hold us to that
+            draws = plan.rounds + 2 - order.round  # the rounds to come and the last tables: nodes demand it
             try:
                 self._masks = masked.set_up(self._grid, self._experiment, federation, draws)
             except masked.SetUpError as error:
-                if order.round == 1:
+                if self._masks is None or order.round > plan.rounds:
                     raise RunError(str(error)) from None
                 return Round(void=str(error))
         asked = [n for n in federation.nodes if self._masks is None or n in self._masks.roster.names]
