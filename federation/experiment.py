@@ -275,12 +275,14 @@ class Experiment(Agreed):
         # a share of at least 32 steps, so that a table's noise is as good as a Gaussian
         coarsest = 32 * math.sqrt(honest) / min(noise.tune_sigma, noise.test_sigma)
         steps_per_person = 2 ** max(0, math.ceil(math.log2(coarsest)))
-        people = 4 * max(p.public_size for p in members)  # four times the declared size is never clamped
+        people = 2 * max(p.public_size for p in members)  # twice the declared size is never clamped
+        split = self.settings.split
+        drawn, counted = privacy.sample_rate * (1 - split.tune - split.test), max(split.tune, split.test)
         share = max(
             noise.noise_multiplier * steps_per_norm,
             max(noise.tune_sigma, noise.test_sigma) * steps_per_person,
         ) / math.sqrt(honest)
-        largest = people * max(steps_per_norm * privacy.sample_rate, steps_per_person)
+        largest = people * max(steps_per_norm * drawn, steps_per_person * counted)
         return {
             "agencies": tuple(sorted(p.name for p in members)),
             "colluders": privacy.colluders,

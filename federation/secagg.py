@@ -329,8 +329,7 @@ def deal(secrets: Secrets, roster: Roster) -> dict[str, tuple[Sealed, ...]]:
     Takes n t multiplications per seed. `Refused(MASKS)` unless `secrets` are bound to the roster.
     """
     _check_bound(secrets, roster, 0)
-    mine = secrets.share_key()
-    boxes = {peer: _box(mine, roster, peer, secrets.agency, peer) for peer in roster.names}
+    boxes = {peer: _box(secrets, roster, peer, secrets.agency, peer) for peer in roster.names}
     dealt: dict[str, list[Sealed]] = {peer: [] for peer in roster.names}
     for draw in range(roster.draws):
         key_shares = _split(secrets.mask_seed(draw), roster)
@@ -346,10 +345,17 @@ def _split(seed: bytes, roster: Roster) -> list[bytes]:
     return [share for _, share in Shamir.split(roster.threshold, len(roster.names), seed, ssss=False)]
 
 
-def _box(mine: X25519PrivateKey, roster: Roster, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
-    """The cipher between me and `peer` in the direction from `sender` to `receiver`."""
-    secret = mine.exchange(X25519PublicKey.from_public_bytes(roster.of(peer).share_key))
-    return ChaCha20Poly1305(derive(secret, "fedrisk share box 1", roster.transcript, sender, receiver))
+def _box(secrets: Secrets, roster: Roster, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
+    """The cipher between this agency and `peer` in the direction from `sender` to `receiver`."""
+    return _box_of(secrets, roster.of(peer).share_key, roster.transcript, sender, receiver)
+
+
+@functools.lru_cache(maxsize=4096)  # the same in every draw of a set-up
+def _box_of(
+    secrets: Secrets, share_key: bytes, transcript: str, sender: str, receiver: str
+) -> ChaCha20Poly1305:
+    secret = secrets.share_key().exchange(X25519PublicKey.from_public_bytes(share_key))
+    return ChaCha20Poly1305(derive(secret, "fedrisk share box 1", transcript, sender, receiver))
 
 
 def _seal(
@@ -443,12 +449,12 @@ def open_shares(
         len(signers) >= roster.threshold,
         f"{len(signers)} signed this list of survivors, {roster.threshold} must",
     )
-    mine, opened = secrets.share_key(), {}
+    opened = {}
     for name in roster.names:
         kind = SELF if name in survivors else KEY
         sealed = ciphertexts.get(name, (b"", b""))[kind == SELF]
         try:
-            box = _box(mine, roster, name, name, me)
+            box = _box(secrets, roster, name, name, me)
             opened[name] = box.decrypt(sealed[:NONCE], sealed[NONCE:], _bound(roster, name, me, draw, kind))
         except (InvalidTag, ValueError):
             continue

@@ -165,7 +165,7 @@ def test_one_seed_in_two_rounds() -> None:
 
 
 def test_clipping_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_clip_factors", lambda squared, norm: torch.ones_like(squared).float())
+    monkeypatch.setattr(train, "_clip_factors", lambda squared, norm: torch.ones_like(squared))
     found = failing(findings(sound("local")))
     assert {PAIR, F_DP, "sensitivity"} <= found
     assert QUIET_PAIR not in found  # whose gradients need no clipping: the noise is in order
@@ -183,7 +183,7 @@ def test_clipping_at_four_times_the_norm(mechanism: str, monkeypatch: pytest.Mon
 def test_loss_of_shape_b_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ghost clipping with a loss (B, 1): times factors (B,) it is (B, B), and everyone has the sum of all factors."""
 
-    def ghost(layers: Any, max_grad_norm: float, dtype: torch.dtype) -> train.ClippedSum:
+    def ghost(layers: Any, max_grad_norm: float) -> train.ClippedSum:
         ((weight, bias),) = layers
 
         def clipped_sum(x: torch.Tensor, y: torch.Tensor, present: object) -> torch.Tensor:
@@ -194,7 +194,7 @@ def test_loss_of_shape_b_1(monkeypatch: pytest.MonkeyPatch) -> None:
                 losses = logistic_loss(logit, y, reduction="none")
                 norms = (torch.sigmoid(logit.detach()) - y).abs().squeeze(-1) * (x.square().sum(1) + 1).sqrt()
                 (losses * (max_grad_norm / norms).clamp(max=1.0)).sum().backward()
-                return torch.cat([w.grad.flatten(), b.grad]).to(dtype)
+                return torch.cat([w.grad.flatten(), b.grad])
 
         return clipped_sum
 
@@ -368,6 +368,12 @@ def test_a_nodes_folder_is_refused(folder: Path, name: str, above: bool) -> None
         (folder.parent / name).unlink(missing_ok=True)
 
 
+def test_a_nodes_folder_itself_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").touch()
+    with pytest.raises(DataError, match="belongs to a node"):
+        people.copied(tmp_path, is_copy=True)
+
+
 def test_a_table_that_lies_in_a_nodes_folder_or_is_linked_is_refused(folder: Path, tmp_path: Path) -> None:
     node = tmp_path / "node"
     node.mkdir()
@@ -424,7 +430,7 @@ def test_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str
 def test_command_says_what_exceeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "_clip_factors", lambda squared, norm: torch.ones_like(squared).float())
+    monkeypatch.setattr(train, "_clip_factors", lambda squared, norm: torch.ones_like(squared))
     out = tmp_path / "audit.json"
     options = AuditOptions(sample_rate=1.0, canaries=400, out=out, mechanism="local", quiet=True)
     assert audit_command(options) == 1

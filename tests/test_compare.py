@@ -91,7 +91,8 @@ def test_every_row_is_told_and_has_its_place(make_study: MakeStudy, folder: Path
     found = compare.compare(study, folder, told.append)
     rows = found["rows"]
     alone = ["north alone", "clinic alone", "south alone"]
-    names = ["pooled", "federated", "private, ε = 0.5", "private, ε = 8", *alone]
+    names = ["pooled", "federated", "private, ε = 0.5", "private, ε = 8"]
+    names += ["shared noise, ε = 0.5", "shared noise, ε = 8", *alone]
     names += [
         f"sklearn {model}, {where}" for where in ["pooled", *alone] for model in ("logistic", "boosting")
     ]

@@ -1,6 +1,6 @@
 """Attacks on what leaves, each of which ends in a `Finding`: a lower bound on ε next to the claim.
 
-They know everything but the secret, as differential privacy allows: the model, the other people, the plan and the code.
+They know everything but the secret, as differential privacy allows: model, other people, plan and code.
 """
 
 import math
@@ -101,9 +101,9 @@ def fit(
     """From statistics of canaries that were in (each took part with chance `sample_rate`) and out.
 
     s^2 = variance of `noise_alone` (default: of `outside`), at most s^2 (n - 1) / chi2_{a, n-1};
-    shift = (mean inside - mean outside) / q, less z_{1-b} standard errors. Of the error 1 - confidence = a + b, a is a tenth:
-    the noise is far better known than the shift. Assumes Gaussian noise, independent between statistics (`checks.noise` looks
-    at both). ValueError for fewer than 2 of either.
+    shift = (mean inside - mean outside) / q, less z_{1-b} standard errors. Of the error 1 - confidence = a + b, a
+    is a tenth: the noise is far better known than the shift. Assumes Gaussian noise, independent between
+    statistics (`checks.noise` looks at both). ValueError for fewer than 2 of either.
     """
     if min(inside.size, outside.size) < 2:
         raise ValueError("a fit needs two canaries that are in and two that are out: take more canaries")
@@ -125,9 +125,9 @@ def gaussian_pair(
     confidence: float,
     method: str = "Gaussian pair",
 ) -> Finding:
-    """`fit` on all (rounds seen, m) statistics, converted through the plan's sample rate and the `rounds` that are claimed for.
+    """`fit` on all (rounds seen, m) statistics, converted through the plan's sample rate and a run's `rounds`.
 
-    More rounds may have been seen than a run has: every round is the same mechanism, and more of them measure it better.
+    More rounds may have been seen than a run has: each is the same mechanism, and more of them measure it better.
     """
     found = fit(seen[:, included], seen[:, ~included], plan.sample_rate, confidence)
     at = (plan.sample_rate, rounds, plan.delta)
@@ -143,8 +143,8 @@ def guesses(
 ) -> list[Finding]:
     """Both one-run bounds, on guesses by likelihood ratio, from one run's (rounds, m) statistics.
 
-    score_j = sum over rounds of log(1 - q + q exp((2 t - 1) / 2 sigma^2)), the log likelihood ratio of "in" under the
-    claimed noise; of the r guesses, the r / 2 highest are "in" and the r / 2 lowest "out".
+    score_j = sum over rounds of log(1 - q + q exp((2 t - 1) / 2 sigma^2)), the log likelihood ratio of "in" under
+    the claimed noise; of the r guesses, the r / 2 highest are "in" and the r / 2 lowest "out".
     """
     score = _log_ratio(seen, plan.sample_rate, plan.noise_multiplier).sum(0)
     each = 1 - (1 - confidence) / len(SHARES_GUESSED)
@@ -181,8 +181,8 @@ def alone(
 ) -> Finding:
     """One canary and nobody else, rarely in a batch: is an empty batch a release like any other?
 
-    Runs of one round with the canary and without; the event is that anything but exact zeros left. An agency that skips
-    empty batches, noise and all, sends zeros whenever nobody was drawn, and never anything else where nobody is.
+    Runs of one round with the canary and without; the event is that anything but exact zeros left. An agency that
+    skips empty batches, noise and all, sends zeros whenever nobody was drawn, and only zeros where nobody is.
     """
     rarely = mechanism.at_rate(RARELY)
     claim = epsilon([rarely.plan.gradient_release(1)], delta)

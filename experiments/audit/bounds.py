@@ -3,7 +3,7 @@
 Each returns the largest ε that what was seen refutes at `confidence`: a mechanism that is (ε, δ)-DP for a smaller ε
 than that would have been guessed this well with probability at most 1 - confidence.
 
-    one run       m canaries are in or out by fair coins, all in one run; of them `guesses` are guessed, `correct` rightly
+    one run       m canaries are in or out by fair coins, all in one run; `guesses` are guessed, `correct` rightly
     many runs     one canary, many independent runs with it and without it
     noise         the noise itself was measured; the conversion is exact for Gaussian noise
 """
@@ -28,11 +28,11 @@ _LEAST_NOISE = (
 def one_run(correct: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95) -> float:
     """ε at least, in [0, 64]. Steinke, Nasr, Jagielski 2023, arXiv:2305.08846, Theorem 5.2 and Appendix D.
 
-    With W ~ Binomial(r, e^ε / (1 + e^ε)), an (ε, δ)-DP mechanism lets v of r guesses be right with probability at most
+    With W ~ Binomial(r, e^ε / (1 + e^ε)), v of r guesses about an (ε, δ)-DP mechanism are right with chance at most
 
         P(W >= v) + 2 m δ max_{i = 1..v} P(v - i <= W < v) / i.
 
-    Distribution-free: it holds for any mechanism and any attack. ValueError unless 0 <= correct <= guesses <= canaries.
+    It holds for any mechanism and any attack. ValueError unless 0 <= correct <= guesses <= canaries.
     """
     _check(correct, guesses, canaries, delta, confidence)
 
@@ -63,9 +63,10 @@ def f_dp(
 ) -> float:
     """ε at least, in [0, 64]. Mahloujifar, Melis, Chaudhuri 2024, arXiv:2410.22235, Algorithm 2 for two answers.
 
-    Refutes whole trade-off curves f. "gaussian": those of Gaussian noise, f = G_mu, and the ε that the largest refuted mu
-    has at δ: a bound for mechanisms whose trade-off curve is near a Gaussian one (one Gaussian release, many small steps)
-    and not for others. "approximate": those of (ε, δ)-DP, so it holds for any mechanism. ValueError as `one_run`.
+    Refutes whole trade-off curves f. "gaussian": those of Gaussian noise, f = G_mu, and the ε that the largest
+    refuted mu has at δ: a bound for mechanisms whose trade-off curve is near a Gaussian one (one Gaussian release,
+    many small steps) and not for others. "approximate": those of (ε, δ)-DP, so it holds for any mechanism.
+    ValueError as `one_run`.
     """
     _check(correct, guesses, canaries, delta, confidence)
 
@@ -83,8 +84,10 @@ def _curve_refuted(
 ) -> bool:
     """Algorithm 2: whether f gives `correct` right guesses of `guesses` a probability below `chance`.
 
-    In its letters, with c' guesses, c right, `inverse` that of 1 - f:  r_c = chance c / m,  h_c = chance (c' - c) / m, then for
-    i = c - 1 ... 0:  h_i = inverse(r_{i+1}),  r_i = r_{i+1} + i / (c' - i) (h_i - h_{i+1});  refuted where r_0 + h_0 > c' / m.
+    In its letters, with c' guesses, c of them right, and `inverse` that of 1 - f:
+
+        r_c = chance c / m,  h_c = chance (c' - c) / m,  and for i = c - 1 ... 0
+        h_i = inverse(r_{i+1}),  r_i = r_{i+1} + i / (c' - i) (h_i - h_{i+1});  refuted where r_0 + h_0 > c' / m
     """
     r, h = chance * correct / canaries, chance * (guesses - correct) / canaries
     for i in range(correct - 1, -1, -1):
@@ -135,9 +138,10 @@ def clopper_pearson(
 def epsilon_of_noise(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """ε at `delta` of `steps` steps with this noise, by tight accounting: not the claim's upper bound.
 
-    sample_rate 1: the Gaussian's own formula, exact. Below: dp-accounting's privacy loss distribution of the Poisson-sampled
-    Gaussian, add-or-remove, which is within 1e-3 (`federation.privacy`'s "pld" is the same on a finer, slower grid);
-    noise below 0.5, none included, is then converted as 0.5, because less takes long and says the same. 0 for infinite noise.
+    sample_rate 1: the Gaussian's own formula, exact. Below: dp-accounting's privacy loss distribution of the
+    Poisson-sampled Gaussian, add-or-remove, which is within 1e-3 (`federation.privacy`'s "pld" is the same on a
+    finer, slower grid); noise below 0.5, none included, is then converted as 0.5, because less takes long and says
+    the same. 0 for infinite noise.
     """
     if math.isinf(noise_multiplier):
         return 0.0

@@ -1,15 +1,15 @@
 """Canaries: made-up people whose gradients point where nobody else's does, and what is seen of them.
 
 The model gets m more features; canary j alone has a value there, everybody else 0. The gradient of canary j in the
-first layer's weights for feature j is then its own: whatever a released sum has there, beyond noise, is canary j. They
-go through everything: sampling, clipping, summing, noise.
+first layer's weights for feature j is then its own: whatever a released sum has there, beyond noise, is canary j.
+They go through everything: sampling, clipping, summing, noise.
 
     quiet   raw gradient of norm C: clipping changes nothing, so only noise and sampling are looked at
     loud    raw gradient of norm 1,000 C: what an extreme record is, so clipping is looked at as well
 
-The statistic of canary j in a round is t = <released, u_j> / rho_j, with u_j the direction of its clipped gradient in those weights
-and rho_j how much of its length lies there (near 1: a bias has the rest, which is why C is 8). If it took part, t is 1 and noise, else
-noise alone, and the noise has std `noise_multiplier` / rho_j.
+The statistic of canary j in a round is t = <released, u_j> / rho_j, with u_j the direction of its gradient in those
+weights and rho_j how much of its length lies there (near 1: a bias has the rest, which is why C is 8). If it took
+part, t is 1 and noise, else noise alone, and the noise has std `noise_multiplier` / rho_j.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ QUIET, LOUD = 1.0, 1000.0  # raw gradient norm / C
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Canaries:
-    """People of whom the last `count` are canaries, all of them at agency 0, and the model that is asked about them.
+    """People of whom the last `count` are canaries, all of them at agency 0, and the model that they are planted for.
 
-    direction: (m, hidden) unit vectors in the first layer's weights for each canary's own feature; rho: (m,) in (0, 1].
+    direction: (m, hidden), unit vectors in the first layer's weights for each canary's feature. rho: (m,), in (0, 1].
     """
 
     people: People
@@ -67,9 +67,8 @@ def plant(people: People, spec: ModelSpec, count: int, loudness: float = LOUD, s
     x[:n, :d] = people.x
     x[n:, d:] = 2 * loudness * CLIPPING * torch.eye(count)
     with torch.no_grad():
-        y = torch.cat(
-            [people.y, (module(x[n:]) <= 0).float()]
-        )  # the outcome that the model finds less likely
+        unlikely = (module(x[n:]) <= 0).float()  # the outcome that the model finds less likely
+    y = torch.cat([people.y, unlikely])
     agency = np.concatenate([people.agency, np.zeros(count, np.int64)])
     direction, rho = _directions(module, x[n:], y[n:], d)
     return Canaries(People(x, y, agency), module, direction, rho)
@@ -78,12 +77,9 @@ def plant(people: People, spec: ModelSpec, count: int, loudness: float = LOUD, s
 def _directions(
     module: nn.Module, x: torch.Tensor, y: torch.Tensor, first: int
 ) -> tuple[FloatArray, FloatArray]:
-    """By autograd, one canary at a time: minus nothing of it comes from the code that is audited."""
-    parameters = list(module.parameters())
-    name = risk.input_weight(module)
-    assert (
-        next(iter(dict(module.named_parameters()))) == name
-    )  # `statistic` takes the first numbers of a vector
+    """By autograd, one canary at a time: nothing of it comes from the code that is audited."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    assert names[0] == risk.input_weight(module)  # `statistic` takes the first numbers of a vector
     own, rho = [], []
     for j in range(len(x)):
         gradient = torch.autograd.grad(logistic_loss(module(x[j]), y[j]), parameters)
@@ -99,17 +95,13 @@ def _directions(
 class Seen:
     """What an audit sees of all rounds with the same canaries in.
 
-    included: (m,). own: (rounds, m), t in the vector that agency 0's people are in. apart: the same of that vector less the next agency's,
-    None where there is one vector: whoever has both may subtract.
+    included: (m,). own: (rounds, m), t in the vector that agency 0's people are in. apart: the same of that vector
+    less the next agency's, None where there is one vector: whoever has both may subtract.
     """
 
     included: NDArray[np.bool_]
     own: FloatArray
     apart: FloatArray | None
-
-    @property
-    def rounds(self) -> int:
-        return len(self.own)
 
 
 def watch(mechanism: Mechanism, canaries: Canaries, rounds: int, seed: int) -> Seen:
@@ -126,6 +118,7 @@ def watch(mechanism: Mechanism, canaries: Canaries, rounds: int, seed: int) -> S
 
 
 def round_seed(seed: int, number: int) -> int:
+    """The seed of round `number`, from 0."""
     return int.from_bytes(hashlib.blake2b(f"{seed}|round {number}".encode(), digest_size=8).digest()) >> 1
 
 

@@ -1,7 +1,7 @@
-"""Structural checks: what the claim's proof assumes, looked at directly. Each is a test at the confidence that it is given.
+"""Structural checks: what the claim's proof assumes, looked at directly. Each is a test at a given confidence.
 
-They may look where no attacker can (sums without noise), so they are no bounds on ε: a check that fails says that the
-proof does not apply.
+They may look where no attacker can (sums without noise), so they are no bounds on ε: a check that fails says that
+the proof does not apply.
 """
 
 import math
@@ -19,6 +19,7 @@ SLACK = 1e-3  # of a sensitivity: sums of float32 are that exact
 
 
 def check(method: str, ok: bool, confidence: float, good: str, bad: str, seen: dict[str, float]) -> Finding:
+    """The finding of a check: one of two sentences."""
     sentence = f"{method}: {good}" if ok else f"{method}: FAILS, {bad}"
     return Finding(method, "check", ok, confidence, sentence, seen=seen)
 
@@ -48,9 +49,9 @@ def sensitivity(mechanism: Mechanism, canaries: Canaries, confidence: float, see
 def sampler(mechanism: Mechanism, canaries: Canaries, rounds: int, confidence: float, seed: int) -> Finding:
     """Who took part in which round is independent coins of chance q, as far as three counts can tell.
 
-    From sums without noise. With n canaries and T rounds: how many took part in all is Binomial(n T, q); the sizes of the rounds
-    vary as Binomial(n, q) does (batches of one size do not) and the people's counts as Binomial(T, q) (an epoch that is dealt
-    out does not). Each at a third of the error, two-sided.
+    From sums without noise. With n canaries and T rounds: how many took part in all is Binomial(n T, q); the sizes
+    of the rounds vary as Binomial(n, q) does (batches of one size do not) and the people's counts as
+    Binomial(T, q) (an epoch that is dealt out does not). Each at a third of the error, two-sided.
     """
     rate = mechanism.plan.sample_rate
     silent, people = mechanism.silent(), canaries.with_canaries(np.ones(canaries.count, bool))
@@ -97,8 +98,9 @@ def _spread_chance(counts: NDArray[np.int64], n: int, rate: float) -> float:
 def noise(mechanism: Mechanism, canaries: Canaries, confidence: float, seed: int) -> Finding:
     """What is added is Gaussian of the claimed std, and another draw in each vector and each round.
 
-    Noise = a round less the same round without noise. Kolmogorov-Smirnov of all of it against N(0, (z x sensitivity)^2), and of the
-    largest correlation between any two vectors, |r| sqrt(p) against a normal quantile for so many pairs. Half the error each.
+    Noise = a round less the same round without noise. Two tests, half the error each: Kolmogorov-Smirnov of all of it
+    against N(0, (z x sensitivity)^2); and the largest correlation r of two vectors, |r| sqrt(p) against a normal
+    quantile for so many pairs.
     """
     vectors = noise_vectors(mechanism, canaries, seed)
     std = mechanism.plan.noise_multiplier * mechanism.sensitivity

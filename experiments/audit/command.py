@@ -21,9 +21,9 @@ HELP = """Try to break the privacy claim, on made-up people; exit code 1 where a
 Canaries are planted among made-up people and sent through the project's own training and tables; what leaves is
 attacked by somebody who knows all but who was in. Each bound is what ε is at least, at the confidence given.
 
-No ledger is charged, so it never looks at records that a node serves: it takes no node's folder. With --copy it also
-infers membership in a model that is trained on a COPY of your tables, which must lie outside every node's folder and
-which you declare with --this-is-a-copy.
+No ledger is charged, so it never looks at records that a node serves: it takes no node's folder. With --copy it
+also infers membership in a model that is trained on a COPY of your tables, which must lie outside every node's
+folder and which you declare with --this-is-a-copy.
 
 Example: fedrisk audit --epsilon 1 --mechanism shared --model mlp
 """
@@ -42,8 +42,8 @@ RARE, ROUNDS = 0.1, 200
 class AuditOptions:
     """What the command was asked. epsilon, delta: the claim that noise is chosen for. canaries: of each setting.
 
-    confidence: of each bound by itself. copy: an agencies.yaml whose people are used for membership inference in place of made-up
-    ones; only with `is_copy`. out: the JSON file.
+    confidence: of each bound by itself. copy: an agencies.yaml whose people are used for membership inference in
+    place of made-up ones; only with `is_copy`. out: the JSON file.
     """
 
     epsilon: float = 4.0
@@ -114,7 +114,8 @@ def report(options: AuditOptions, tell: Callable[[str], None] = lambda _: None) 
     return {
         "schema": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": "a copy, declared as such by the user" if options.copy else "made-up people",
+        "data": "made-up people",
+        "membership_data": "a copy, declared as such by the user" if options.copy else "made-up people",
         "confidence": options.confidence,
         "settings": settings,
         "membership": [each.to_dict() for each in attacks],

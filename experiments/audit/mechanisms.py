@@ -1,9 +1,10 @@
 """What is audited: one round of training as it leaves, through the project's own code.
 
 A mechanism takes people and a model and gives the vectors that leave in one round, in units of the clipping norm C:
-one person must move each by at most `sensitivity`, and its noise must have std `noise_multiplier`. `Local` runs `clients.train.dp_fit` as a
-node does, one step a round. `Shared` adds up what each agency's `clients.train.dp_sum` gives on the plan's grid, with
-the shares of noise that the coordinator cannot take away: masks cancel, so they are left out.
+one person must move each by at most `sensitivity`, and its noise must have std `noise_multiplier`. `Local` runs
+`clients.train.dp_fit` as a node does, one step a round. `Shared` adds up what each agency's `clients.train.dp_sum`
+gives on the plan's grid, with the shares of noise that the coordinator cannot take away: masks cancel, so they are
+left out.
 """
 
 import functools
@@ -134,7 +135,8 @@ class Shared:
     """Mechanism `shared`: one vector a round, the sum of all agencies' grid steps and of `honest` shares of noise.
 
     released = (C / K) [ sum over agencies of round(K s / C) + sum over h shares of N_Z(0, v) ] / C, with the plan's
-    K = steps_per_norm, share variance v and h = n - c - d: what is left when c colluders have taken theirs away and d have failed.
+    K = steps_per_norm, share variance v and h = n - c - d: what is left when c colluders have taken theirs away
+    and d have failed.
     """
 
     plan: PrivacyPlan

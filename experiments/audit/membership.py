@@ -1,8 +1,8 @@
 """Membership inference on a final model, group by group: what an attacker with the model alone sees.
 
 The loss-threshold attack (Yeom et al. 2018, arXiv:1709.01604): people whose loss is low are guessed to have been
-trained on. Far weaker than canaries, and about real-looking people; reported with the true positive rate at a false positive rate of 1%,
-because an average hides whom it succeeds on (Carlini et al. 2022, arXiv:2112.03570).
+trained on. Far weaker than canaries, and about real-looking people; reported with the true positive rate at a
+false positive rate of 1%, because an average hides whom it succeeds on (Carlini et al. 2022, arXiv:2112.03570).
 """
 
 import math
@@ -30,7 +30,7 @@ FALSE_POSITIVES = 0.01
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """members were trained on, others come from the same tables and were not; `cell` is each one's place in the groups."""
+    """Members were trained on, others are from the same tables and were not; `cell` is each one's place in the groups."""
 
     members: tuple[Tensor, Tensor, NDArray[np.int64]]  # x (n, d), y (n,), cell (n,)
     others: tuple[Tensor, Tensor, NDArray[np.int64]]
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Attack:
-    """How well the attack does on one group; low and high bound the AUC and the true positive rate at `confidence` each."""
+    """How well the attack does on one group. Each low and high are an interval, two-sided, at the audit's confidence."""
 
     group: str
     members: int
@@ -120,7 +120,7 @@ def _attack(name: str, mine: FloatArray, theirs: FloatArray, allowed: float, con
 def auc_and_error(mine: FloatArray, theirs: FloatArray) -> tuple[float, float]:
     """Area under the ROC curve (ties count half) and its standard error, by DeLong, DeLong, Clarke-Pearson 1988.
 
-    With ranks: V_i = share of `theirs` below mine_i, W_j = share of `mine` above theirs_j; var = var V / n + var W / k.
+    V_i is the share of `theirs` below mine_i, W_j that of `mine` above theirs_j; error^2 = var V / n + var W / k.
     """
     everyone = stats.rankdata(np.concatenate([mine, theirs]))
     above = (everyone[: mine.size] - stats.rankdata(mine)) / theirs.size

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.audit import attacks, checks
 from experiments.audit.attacks import Finding
+from experiments.audit.bounds import epsilon_of_noise
 from experiments.audit.canaries import LOUD, QUIET, Canaries, bystanders, plant, watch
 from experiments.audit.mechanisms import Local, Mechanism, Shared, local_plan, shared_plan
 from experiments.audit.tables import TableSetting, as_it_is, audit_table, behind_masks
@@ -25,8 +26,11 @@ FEATURES, BYSTANDERS = 20, 100  # of the made-up people among whom canaries are 
 
 @dataclass(frozen=True)
 class Setting:
-    """`rounds` rounds of `mechanism` are claimed to cost ε `claim`. quiet: canaries that clipping does not touch, or None. alone: one canary and
-    nobody else. watched: rounds that are seen, of which the first `rounds` are one run."""
+    """`rounds` rounds of `mechanism` are claimed to cost ε `claim`.
+
+    quiet: canaries that clipping does not touch, or None. alone: one canary and nobody else. watched: how many rounds are
+    seen, of which the first `rounds` are one run.
+    """
 
     name: str
     mechanism: Mechanism
@@ -59,7 +63,10 @@ def setting(
     watched: int = 0,
     seed: int = 0,
 ) -> Setting:
-    """The project's own mechanism at the noise that costs ε `target`: two agencies of local noise, or h = 6 of 8 that share."""
+    """The project's own mechanism at the noise that costs ε `target`: two agencies of local noise, or 8 that share.
+
+    Of the 8, h = 6 carry the whole noise. canaries: m of each kind. watched: see `Setting`; 0 is 40 at full batch, else 400.
+    """
     agencies = range(2) if mechanism == "local" else range(8)
     people = bystanders(BYSTANDERS, FEATURES, agencies, seed)
     spec = MODELS[model]
@@ -111,7 +118,7 @@ def _named(found: Finding, kind: str) -> Finding:
 
 
 def described(what: Setting, found: list[Finding]) -> dict[str, Any]:
-    """A setting and its findings, JSON-ready."""
+    """A setting and its findings, JSON-ready. `epsilon_tight` is what the claimed noise costs by tight accounting."""
     plan = what.mechanism.plan
     facts = (what.claim, plan.delta, plan.noise_multiplier, plan.sample_rate, what.rounds)
     return _described(what.name, facts, what.loud.count, found)
@@ -137,7 +144,13 @@ def _described(
     name: str, facts: tuple[float, float, float, float, int], canaries: int, found: list[Finding]
 ) -> dict[str, Any]:
     keys = ("epsilon", "delta", "noise_multiplier", "sample_rate", "rounds")
-    fixed = {"accountant": "rdp", "adjacency": ADJACENCY, "viewer": "coordinator"}
+    _, delta, noise, rate, rounds = facts
+    fixed = {
+        "epsilon_tight": epsilon_of_noise(noise, rate, int(rounds), delta),
+        "accountant": "rdp",
+        "adjacency": ADJACENCY,
+        "viewer": "coordinator",
+    }
     return {
         "name": name,
         "claim": dict(zip(keys, facts, strict=True)) | fixed,

@@ -58,8 +58,8 @@ def as_it_is(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> Flo
 def behind_masks(shared: SharedNoise) -> TableMechanism:
     """Mechanism `shared`: counts in grid steps and the h shares that stay, as a table of people.
 
-    [round(K counts) + sum over h shares of N_Z(0, v)] / K with K = steps_per_person, v = ceil((sigma K)^2 / h). The other
-    agencies' counts are known to the attacker, so they are left out.
+    [round(K counts) + sum over h shares of N_Z(0, v)] / K with K = steps_per_person, v = ceil((sigma K)^2 / h).
+    The other agencies' counts are known to the attacker, so they are left out.
     """
     steps = shared.steps_per_person
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks import dp_step, rounds, scaling, startup, tracking
+from experiments.benchmarks import dp_step, ledger, masking, rounds, scaling, startup, tracking
 from experiments.benchmarks.work import Work
 from experiments.engines import FLOWER_ENV
 
@@ -73,12 +73,28 @@ def measure_tracking(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return tracking.measure(Work(), folder, repeats=1 if options.quick else 3)
 
 
+def measure_masks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A round with shared noise behind masks beside one with own noise."""
+    return masking.measure(
+        folder,
+        sizes=masking.SIZES[:1] if options.quick else masking.SIZES,
+        blocks=1 if options.quick else 3,
+    )
+
+
+def measure_ledger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Composing, opening and charging a ledger of 10,000 releases."""
+    return ledger.measure(folder, releases=1000 if options.quick else 10_000)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
     "scaling": measure_scaling,
     "start": measure_start,
     "tracking": measure_tracking,
+    "masks": measure_masks,
+    "ledger": measure_ledger,
 }
 
 
@@ -146,12 +162,32 @@ def show_tracking(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def show_masks(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {row['agencies']} agencies of {row['people']}, q = {row['sample_rate']:g}, {row['parameters']} parameters: "
+        f"{row['local']['median'] * 1e3:.0f} ms with own noise, {row['shared']['median'] * 1e3:.0f} ms behind masks "
+        f"({row['ratio']:.2f} x, {row['per_agency'] * 1e3:.1f} ms more per agency); keys "
+        f"{row['set_up_per_draw'] * 1e3:.1f} ms per agency and draw, once"
+        for row in result["rows"]
+    ]
+
+
+def show_ledger(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {result['releases']} releases: composed in {result['composed']:.2f} s, ledger opened in "
+        f"{result['opened']:.2f} s; one more charge {result['charge'] * 1e3:.2f} ms, "
+        f"{result['charge_without_fsync'] * 1e3:.2f} ms without its fsync"
+    ]
+
+
 SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "round": show_round,
     "step": show_step,
     "scaling": show_scaling,
     "start": show_start,
     "tracking": show_tracking,
+    "masks": show_masks,
+    "ledger": show_ledger,
 }
 
 

@@ -1,6 +1,7 @@
 """What masks cost a round: the same dp_fedsgd rounds with each agency's own noise, and with shared noise behind masks.
 
-Blocks of both take turns. One process does the work of all agencies one after another, so a round's time is all
+Behind masks a round takes three messages instead of one, sums in float64, exact integer noise, ten masks, and as many
+signatures to check as there are agencies. Blocks of both take turns. One process does the work of all agencies one after another, so a round's time is all
 agencies' work together. The set-up of keys is in the first round; it is reported apart, for each draw that it covers.
 """
 
@@ -24,14 +25,15 @@ class Size:
     dropouts: int
     rounds: int
     people: int = 2000
+    sample_rate: float = 0.25
 
 
-SIZES = (Size(10, 1, 12), Size(30, 3, 8), Size(100, 10, 4, people=200))
+SIZES = (Size(10, 1, 12), Size(10, 1, 12, sample_rate=1.0), Size(30, 3, 8), Size(100, 10, 4, people=200))
 
 
 def measure(folder: Path, *, sizes: tuple[Size, ...] = SIZES, blocks: int = 3) -> dict[str, Any]:
     """Seconds per round of both for each size, and the ratio."""
-    rows = [_row(size, folder / f"{size.agencies}-agencies", blocks) for size in sizes]
+    rows = [_row(size, folder / f"size-{i}", blocks) for i, size in enumerate(sizes)]
     first = rows[0]
     target = (
         f"{first['agencies']} agencies, {first['parameters']} parameters: at most {ASKED} unmasked rounds"
@@ -57,6 +59,8 @@ def _row(size: Size, folder: Path, blocks: int) -> dict[str, Any]:
     assert shared is not None
     return {
         "agencies": size.agencies,
+        "people": size.people,
+        "sample_rate": size.sample_rate,
         "parameters": shared.parameters,
         "bits": shared.bits,
         "local": spread(seconds["local"]),
@@ -72,7 +76,7 @@ def _overrides(size: Size, mechanism: str) -> list[str]:
         "strategy=dp_fedsgd",
         f"privacy.mechanism={mechanism}",
         f"privacy.dropouts={size.dropouts}",
-        "privacy.sample_rate=0.25",
+        f"privacy.sample_rate={size.sample_rate}",
         "local.steps=1",
         "void_rounds=0",
         "evaluation.checkpoints=0",

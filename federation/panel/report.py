@@ -491,6 +491,33 @@ def _gaps(gaps: Mapping[str, Json], levels: Mapping[str, Json]) -> list[dict[str
     return rows
 
 
+def _colluders(shared: Json) -> str:
+    count = int(shared.get("colluders") or 0)
+    told = f"{count} {'agency' if count == 1 else 'agencies'} that {'tells' if count == 1 else 'tell'} it everything"
+    return f"the coordinator, together with {told}" if count else "the coordinator"
+
+
+def _who(shared: Json | None) -> str:
+    return "someone who sees everything that an agency sent" if shared is None else _colluders(shared)
+
+
+def _whom(shared: Json | None) -> str:
+    if shared is None:
+        return "everyone who sees what leaves an agency, the coordinator included"
+    return f"{_colluders(shared)}; what it is against others is in the table below"
+
+
+def _viewers(privacy: Json, shared: Json) -> list[tuple[str, str, str]]:
+    """Against whom, ε, and what an even bet becomes."""
+    words = {
+        "public": "whoever sees the sums and results",
+        "coordinator": _colluders(shared),
+        "everybody": "all other agencies and the coordinator together",
+    }
+    spent = privacy.get("epsilon_to") or {}
+    return [(words[to], epsilon(spent[to]), certainty(spent[to])) for to in words if _real(spent.get(to))]
+
+
 def _cost(result: Json) -> dict[str, Any]:
     privacy = result.get("privacy") or {}
     rows = []
@@ -500,7 +527,11 @@ def _cost(result: Json) -> dict[str, Any]:
         rows.append((name, *each, certainty(spent.get("total"))))
     several = privacy.get("epsilon_at_several_agencies") or {}
     busiest = privacy.get("epsilon_busiest")
+    shared = privacy.get("shared")
     return {
+        "shared": shared,
+        "who": _who(shared),
+        "viewers": _viewers(privacy, shared) if shared else [],
         "private": privacy.get("mechanism") in ("local", "shared"),
         "rows": rows,
         "several": [
@@ -515,9 +546,7 @@ def _cost(result: Json) -> dict[str, Any]:
         "unit": str(privacy.get("unit") or "not given"),
         "adjacency": str(privacy.get("adjacency") or "not given"),
         "accountant": str(privacy.get("accountant") or "not given"),
-        "whom": str(
-            privacy.get("to_whom") or "everyone who sees what leaves an agency, the coordinator included"
-        ),
+        "whom": _whom(shared),
         "alone": privacy.get("ledger") != "lifetime",
         "settings": [
             (words, f"{privacy[name]:g}")
