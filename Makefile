@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check bench soak lock clean
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -35,6 +35,9 @@ check: $(STAMP)  ## format, lint, strict types, then the tests: import rules amo
 
 bench: $(STAMP)  ## side-by-side benchmarks; JSON under outputs/bench
 	@$(BIN)/python -m experiments.benchmarks
+
+soak: $(STAMP)   ## kill a thousand processes that charge a ledger: about ten minutes
+	@$(BIN)/python -m tests.soak_ledger
 
 lock: $(STAMP)   ## regenerate constraints.txt from the newest releases that pyproject.toml admits
 	@$(PYTHON) -m venv --clear .lock

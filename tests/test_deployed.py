@@ -23,11 +23,12 @@ from deployment import NAME, Deployment, alive, deployed, descendants, free_port
 
 from clients.app import make_app, node_from_config
 from clients.ledger import Ledger
-from clients.node import NodeError, _split_key
+from clients.keys import KeyFileError, public_text, secret
 from experiments import cli, engines
 from experiments.config import compose, read
 from federation import protocol, wire
 from federation.protocol import TrainPlan
+from federation.release import SharedRelease
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENCIES = {"clinic": "health", "north": "police", "south": "police"}
@@ -48,18 +49,21 @@ class Run:
 
 def lay_out(root: Path) -> dict[str, Path]:
     """A node folder for each agency, and what the data scientist has: a contract and a list without tables."""
-    nodes, listing = {}, []
-    for seed, (name, kind) in enumerate(AGENCIES.items()):
-        home = nodes[name] = root / "agencies" / name
+    nodes, listing = {name: root / "agencies" / name for name in AGENCIES}, []
+    for home in nodes.values():
         home.mkdir(parents=True)
+    public = {name: public_text(home) for name, home in nodes.items()}
+    for seed, (name, kind) in enumerate(AGENCIES.items()):
+        home = nodes[name]
         rows = [row | {"person": f"{CANARY}-{row['person']}"} for row in people(seed)]
         write_table(home / "people.csv", rows, () if kind == "health" else ("visits",))
         facts = {"name": name, "kind": kind, "public_size": 300}
         node = facts | {"table": "people.csv", "contract": "contract.yaml"}
-        policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 100}
+        node |= {"peers": {peer: key for peer, key in public.items() if peer != name}}
+        policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 100, "max_honest": 2}
         (home / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
         (home / "node.toml").write_text(tomli_w.dumps(node))
-        (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"epsilon": 4.0, "delta": 1e-5}}))
+        (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"life": 20.0, "delta": 1e-5}}))
         listing.append(facts)
     (root / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
     (root / "agencies.yaml").write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
@@ -118,7 +122,8 @@ def plan_of(deployment: Deployment, run: Run) -> TrainPlan:
 
 def charged(node: Path) -> list[tuple[str, Any]]:
     """The plan and the release of every charge in a node's ledger, which is for life."""
-    with Ledger(node / "ledger.db", budget=None, scope="lifetime") as ledger:
+    people = f"{node.name}/people"
+    with Ledger(node / "ledger.db", budget=None, scope="lifetime", people=people) as ledger:
         return [
             (entry.plan_sha256, entry.releases[0]) for entry in ledger.entries() if entry.action == "charge"
         ]
@@ -174,7 +179,7 @@ def test_nothing_of_a_record_and_no_code_is_outside_the_agencies(
 @pytest.mark.timeout(900)
 def test_a_node_keeps_its_secret_to_itself(deployment: Deployment, finished: Run) -> None:
     assert finished.folder.is_dir()
-    keys = {node / "split.key" for node in deployment.nodes.values()}
+    keys = {node / f"{name}.key" for node in deployment.nodes.values() for name in ("split", "signing")}
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert {len(key.read_bytes()) for key in keys} == {32}
 
@@ -195,6 +200,26 @@ def test_nodes_refuse_a_plan_without_privacy_and_the_run_fails(deployment: Deplo
         assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "node.log").read_text()
 
 
+@pytest.mark.deployed
+@pytest.mark.timeout(900)
+def test_three_agencies_share_their_noise_over_a_superlink(deployment: Deployment, finished: Run) -> None:
+    """Every message meets a new process, so what masking must remember lies on the agencies' disks."""
+    before = {name: len(charged(node)) for name, node in deployment.nodes.items()}
+    shared = ["strategy=dp_fedsgd", "privacy=shared", "privacy.dropouts=0", "rounds=1"]
+    run = submit(deployment, *shared, "evaluation.checkpoints=0")
+    assert until_it_ends(deployment, run) == "finished:completed", deployment.log(run.number)
+    result = json.loads((run.folder / "result.json").read_text())
+    assert [record["void"] for record in result["rounds"]] == [None]
+    assert result["rounds"][0]["replied"] == list(AGENCIES)
+    assert result["final"]["metrics"] is not None
+    assert result["final"]["metrics"]["agencies"] == {}, "nobody knows one agency's table"
+    assert result["privacy"]["shared"]["honest"] == 2
+    for name, node in deployment.nodes.items():
+        released = [release for _, release in charged(node)[before[name] :]]
+        assert [type(release) for release in released] == [SharedRelease, SharedRelease]
+        assert not list((node / "masks").iterdir()), "the secrets went with the last draw"
+
+
 def test_a_node_that_cannot_work_says_why_on_its_own_machine_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,12 +237,12 @@ def test_a_node_that_cannot_work_says_why_on_its_own_machine_alone(
 
 def test_a_split_key_is_made_once_and_never_taken_in_part(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:  # as many processes as may start at once
-        keys = set(pool.map(lambda _: _split_key.__wrapped__(tmp_path), range(64)))
+        keys = set(pool.map(lambda _: secret.__wrapped__(tmp_path / "split.key"), range(64)))
     assert keys == {(tmp_path / "split.key").read_bytes()}
     assert [path.name for path in tmp_path.iterdir()] == ["split.key"]
     (tmp_path / "split.key").write_bytes(b"")
-    with pytest.raises(NodeError, match="must hold 32 bytes"):
-        _split_key.__wrapped__(tmp_path)
+    with pytest.raises(KeyFileError, match="must hold 32 bytes"):
+        secret.__wrapped__(tmp_path / "split.key")
 
 
 def refused_submit(

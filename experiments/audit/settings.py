@@ -47,8 +47,8 @@ class Setting:
 
 
 def claimed(mechanism: Mechanism, rounds: int) -> float:
-    """What a ledger is charged for `rounds` rounds, to the coordinator: federation.privacy, RDP."""
-    return epsilon([mechanism.plan.gradient_release(rounds)], mechanism.plan.delta)
+    """What a ledger with one event for each round comes to, to the coordinator: federation.privacy, RDP."""
+    return epsilon([mechanism.plan.gradient_release(1)] * rounds, mechanism.plan.delta)
 
 
 def setting(

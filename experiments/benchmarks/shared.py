@@ -40,9 +40,9 @@ def truth() -> Truth:
     return Truth(
         loadings=rng.normal(size=(FACTORS, COLUMNS)) / np.sqrt(FACTORS),
         thresholds=rng.uniform(0.3, 1.2, FLAGS),
-        effects=0.5 * rng.normal(size=COLUMNS) * (rng.random(COLUMNS) < 0.5),
+        effects=0.7 * rng.normal(size=COLUMNS) * (rng.random(COLUMNS) < 0.5),
         pairs=rng.integers(COLUMNS, size=(2, PAIRS)),
-        pair_effects=0.35 * rng.normal(size=PAIRS),
+        pair_effects=0.7 * rng.normal(size=PAIRS),
     )
 
 
@@ -70,11 +70,11 @@ class Task:
         shift, base = place.normal(scale=0.4, size=FACTORS), place.normal(scale=0.5)
         factors = shift + rng.normal(size=(self.size, FACTORS))
         hidden = factors @ truth().loadings + 0.7 * rng.normal(size=(self.size, COLUMNS))
-        flags = np.where(hidden[:, SCORES:] > truth().thresholds, 1.0, -1.0)
+        flags = hidden[:, SCORES:] > truth().thresholds
         x = np.hstack([np.tanh(hidden[:, :SCORES]), flags]).astype(np.float32)
         risk = 1 / (1 + np.exp(-(INTERCEPT + base + truth().log_odds(x))))
         part = ["test"] * self.test + ["tune"] * self.tune + ["train"] * self.people
         return x, (rng.random(self.size) < risk).astype(np.float32), part
 
 
-INTERCEPT = -2.2
+INTERCEPT = -1.3

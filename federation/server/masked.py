@@ -39,6 +39,8 @@ from federation.server.exchange import (
     too_few,
 )
 from federation.server.strategies import Update
+from models import risk
+from models.features import layout
 
 ATTEMPTS = 3  # to deal keys when an agency fails half way
 
@@ -206,10 +208,14 @@ def _read_sum(
 
 
 def _step(experiment: Experiment, order: RoundOrder, sums: np.ndarray, survivors: list[str]) -> Weights:
-    """-lr (sum / L + decay w): L is q x the declared number of people of the survivors that hold a coordinate."""
+    """-lr (sum / L + decay w): L is q x the declared number of people of the survivors that hold a coordinate.
+
+    `sums` is in the model's order, as nodes have it; weights that were read from a checkpoint are in another.
+    """
     plan, held = order.plan, held_masks(experiment)
     delta, start = {}, 0
-    for name, w in order.weights.items():
+    for name in _parameter_names(experiment):
+        w = order.weights[name]
         total = sums[start : start + w.size].reshape(w.shape)
         start += w.size
         expected = np.zeros(w.shape)
@@ -220,6 +226,11 @@ def _step(experiment: Experiment, order: RoundOrder, sums: np.ndarray, survivors
         decay = plan.local.weight_decay * w
         delta[name] = (-plan.local.learning_rate * (mean + decay)).astype(np.float32)
     return delta
+
+
+def _parameter_names(experiment: Experiment) -> list[str]:
+    module = risk.build(experiment.settings.model, len(layout(experiment.data_contract).names))
+    return [name for name, _ in module.named_parameters()]
 
 
 # --- whose a table is -----------------------------------------------------------------------------------
