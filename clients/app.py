@@ -48,6 +48,7 @@ def make_app(find_node: FindNode, clock: Clock = Clock()) -> ClientApp:
     app.query("deal")(answers(wire.read_deal_order, Node.deal))
     app.query("agree")(answers(wire.read_agree_order, Node.agree))
     app.query("open")(answers(wire.read_open_order, Node.open))
+    app.query("stats")(answers(wire.read_stats_order, Node.stats))
     app.train("round")(answers(wire.read_round_order, Node.round))
     return app
 

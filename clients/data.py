@@ -6,15 +6,15 @@ after the `except` block has ended: not even its exception chain holds the origi
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 
 from models.contract import Contract, validate
-from models.features import encode, split
-from models.table import MISSING_TEXT, Table
+from models.features import bound_rows, encode, split
+from models.table import MISSING_TEXT, Table, is_number
 
 ReadAs = Literal["number", "text"]
 PartName = Literal["train", "tune", "test"]
@@ -90,6 +90,33 @@ def prepare(
         y = None if people.y is None else people.y[who]
         parts[part_name] = Part(people.x[who], y, people.present[who], people.group[who])
     return Dataset(parts, people.clipped, people.unknown)
+
+
+def load_values(
+    contract: Contract, path: Path, column: str, kind: str | None, *, min_people: int
+) -> np.ndarray:
+    """One number per person (people,), float64: `column` in the most recent row, NaN where there is none.
+
+    The contract need not know the column; of the contract's own columns only the id and the order are read.
+    `DataError` lists every problem. Infinite values are no problem: the bins of a statistic take them.
+    """
+    unit = contract.unit
+    wanted: dict[str, ReadAs] = {name: "text" for name in (unit.column, unit.order_by) if name}
+    table = read_table(path, wanted | {column: "number"})
+    label = replace(contract.label, held_by=())
+    rows_alone = replace(contract, columns=(), groups=(), blocks=(), split=None, label=label)
+    problems = [str(problem) for problem in validate(rows_alone, table, kind)]
+    if column not in table:
+        problems.append(f"column {column!r} is not in the table")
+    elif not is_number(table[column]):
+        problems.append(f"column {column!r} must be a number")
+    if not problems:
+        latest = bound_rows(contract, table)[1][:, -1]
+        if len(latest) >= min_people:
+            return np.asarray(table[column][latest], dtype=np.float64)
+        problems.append(f"the table has fewer people than the {min_people} that are required")
+    lines = "\n".join(f"- {problem}" for problem in problems)
+    raise DataError(f"{path.name} does not fit what was asked:\n{lines}")
 
 
 def read_table(path: Path, columns: Mapping[str, ReadAs] | None = None) -> dict[str, np.ndarray]:

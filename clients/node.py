@@ -21,7 +21,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from clients import keys, randomness
-from clients.data import DataError, Dataset, load
+from clients.data import DataError, Dataset, load, load_values
 from clients.evaluate import noised_table, table_counts
 from clients.keys import KeyFileError
 from clients.ledger import Ledger, PlanFacts, Scope
@@ -29,7 +29,7 @@ from clients.masking import Masks
 from clients.policy import Policy, read_policy
 from clients.randomness import Stream
 from federation import masks
-from federation.plan import Agreed, Part, Reason, Refused, Slug, TrainPlan, sentences
+from federation.plan import Agreed, Part, Reason, Refused, Slug, Terms, TrainPlan, sentences
 from federation.protocol import (
     AgreeOrder,
     DealOrder,
@@ -46,9 +46,13 @@ from federation.protocol import (
     RoundReply,
     SharedNoise,
     Signed,
+    StatsOrder,
+    StatsPlan,
+    StatsReply,
 )
 from federation.release import SharedRelease
-from models import risk
+from federation.stats import holds, why_not
+from models import quantiles, risk
 from models.contract import Contract, ContractError
 from models.features import layout
 
@@ -122,6 +126,20 @@ class Node:
         self.log.info("round %s of run %s: released %s", order.round, plan.run_id, kinds)
         return reply
 
+    def stats(self, order: StatsOrder) -> StatsReply:
+        """One noised table of a column's values: charged before any noise is drawn, then it leaves."""
+        plan = order.plan
+        self.policy.review_stats(plan)
+        self._must_agree(plan)
+        self._may_be_asked(plan.column)
+        self._meet(order.heads)
+        sums = quantiles.weighted(quantiles.tally(self._values(plan.column)))
+        named = replace(plan.release(), split_id=self._split_id(plan))
+        self.ledger.charge(_facts(plan), plan.order_id, [named])
+        noise = randomness.gaussian(self._stats_stream(plan))(sums.size, plan.sigma)
+        self.log.info("run %s: released a table of the values of %s", plan.run_id, plan.column)
+        return StatsReply(self.facts.name, sums + noise.double().numpy(), (plan.release(),), self.head)
+
     def make_keys(self, order: KeysOrder) -> Keys:
         """Fresh mask keys for a run that the policy permits, with the head that this node keeps of its neighbour."""
         self._review(order.plan)
@@ -169,6 +187,10 @@ class Node:
         """`DataError` with every problem of this agency's table, for the person at this machine."""
         self._dataset(tune_fraction, test_fraction)
 
+    def check_values(self, column: str) -> None:
+        """`check_data` for a statistic of one column."""
+        self._values(column)
+
     def _reserve(self, plan: TrainPlan) -> None:
         if plan.sha256 not in self._reserved:
             split = self._split_id(plan)
@@ -185,7 +207,7 @@ class Node:
     def _meet(self, heads: Heads) -> None:
         """`Refused(LEDGER)` where others have seen entries of this node's ledger that it does not have."""
         seen = heads.get(self.facts.name)
-        if seen is not None and not self.ledger.holds(*seen):
+        if seen is not None and (seen.seq > self.head.seq or not self.ledger.holds(*seen)):
             raise Refused(
                 Reason.LEDGER,
                 f"the ledger is behind: others have seen entry {seen.seq} of it, which is not here as they saw it. It "
@@ -207,7 +229,7 @@ class Node:
             beside.write_text(json.dumps(keeps | {name: heads[name]}))
             beside.replace(path)
 
-    def _split_id(self, plan: TrainPlan) -> str:
+    def _split_id(self, plan: Terms) -> str:
         """Names how people are dealt into parts: another secret, fraction or split column is another split."""
         text = f"{plan.tune_fraction}|{plan.test_fraction}|{self.contract.split or ''}"
         return hashlib.blake2b(
@@ -216,13 +238,29 @@ class Node:
 
     def _review(self, plan: TrainPlan) -> None:
         self.policy.review(plan)
+        self._must_agree(plan)
+        if plan.privacy.shared is not None:
+            self._must_fit(plan, plan.privacy.shared)
+
+    def _must_agree(self, plan: Terms) -> None:
+        """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""
         if plan.contract_sha256 != self.contract.sha256:
             raise Refused(Reason.CONTRACT, "the plan's contract is not the one that this agency agreed to")
         agreed = plan.participant(self.facts.name)
         if (agreed.kind, agreed.public_size) != (self.facts.kind, self.facts.public_size):
             raise Refused(Reason.CONTRACT, "the plan's kind or public_size is not what node.toml declares")
-        if plan.privacy.shared is not None:
-            self._must_fit(plan, plan.privacy.shared)
+
+    def _may_be_asked(self, column: str) -> None:
+        """`Refused(CONTRACT)` where the contract says that the column is no statistic, or not held here."""
+        why = why_not(self.contract, column)
+        if why is None and not holds(self.contract, self.facts.kind, column):
+            why = f"the contract says that this kind of agency does not hold the column {column!r}"
+        if why is not None:
+            raise Refused(Reason.CONTRACT, why)
+
+    def _values(self, column: str) -> np.ndarray:
+        path, least = self.folder / self.facts.table, self.policy.min_people
+        return load_values(self.contract, path, column, self.facts.kind, min_people=least)
 
     def _records(self, plan: TrainPlan) -> "Resident":
         return self._dataset(plan.tune_fraction, plan.test_fraction)
@@ -411,6 +449,12 @@ class Node:
             return Stream.fresh()
         return Stream.seeded(f"{self._seed(order, purpose)}")
 
+    def _stats_stream(self, plan: StatsPlan) -> Stream:
+        """As `_stream`, for the one draw of a statistic."""
+        if plan.seed is None:
+            return Stream.fresh()
+        return Stream.seeded(f"{plan.seed}|{self.facts.name}|stats|{plan.column}")
+
     def _seed(self, order: RoundOrder, purpose: str) -> int:
         """Seed of one stream: of (seed, agency, round, purpose), so two agencies never share noise."""
         text = f"{order.plan.seed}|{self.facts.name}|{order.round}|{purpose}"
@@ -493,7 +537,7 @@ def _parameters(spec: risk.ModelSpec, n_features: int) -> int:
     return risk.count_parameters(spec, n_features)
 
 
-def _facts(plan: TrainPlan) -> PlanFacts:
+def _facts(plan: Terms) -> PlanFacts:
     return PlanFacts(plan.sha256, plan.run_id, plan.experiment, plan.purpose)
 
 

@@ -10,8 +10,9 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from clients.budget import Budget, Limit, Span
-from federation.plan import Agreed, Reason, Refused, Slug, TrainPlan, sentences
+from federation.plan import Agreed, Reason, Refused, Slug, Terms, TrainPlan, sentences
 from federation.release import VIEWERS
+from federation.stats import StatsPlan
 
 
 class PolicyError(ValueError):
@@ -74,12 +75,14 @@ class Policy(Agreed):
     `min_colluders` is the smallest c that a plan with shared noise must withstand, `max_honest` the largest
     number h of other agencies' honesty that this agency's privacy may rest on (0: no shared noise).
     `min_reply_seconds` makes every reply take at least that long, so that its time says less.
+    `stats_columns` are the columns whose quantiles may be asked for (`fedrisk stats`).
     `simulation` may be true only where the records are synthetic or public: it lets a plan carry a
     seed, and go without noise.
     """
 
     purposes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    stats_columns: tuple[str, ...] = ()
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.3
     min_table_sigma: Annotated[float, Field(ge=0)] = 1.0
     max_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
@@ -93,30 +96,44 @@ class Policy(Agreed):
 
     def review(self, plan: TrainPlan) -> None:
         """Return if the plan is permitted; `Refused` with the class and the deciding line if not."""
-        if plan.purpose not in self.purposes:
-            raise Refused(Reason.PURPOSE, f"purposes: the plan's purpose {plan.purpose!r} is not listed")
+        self._review_terms(plan)
         if plan.model.name not in self.models:
             raise Refused(Reason.MODEL, f"models: the plan's model {plan.model.name!r} is not listed")
-        if len(plan.participants) < self.min_agencies:
-            raise Refused(
-                Reason.CONTRACT, f"min_agencies: the plan lists fewer than {self.min_agencies} agencies"
-            )
         if self.simulation:
             return
         self._review_shared_noise(plan)
-        if plan.seed is not None:
-            raise Refused(
-                Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others"
-            )
         if plan.privacy.mechanism == "none":
             raise Refused(Reason.PRIVACY, "simulation: a plan without privacy runs on simulated data only")
         if plan.privacy.noise_multiplier < self.min_noise_multiplier:
             raise Refused(
                 Reason.PRIVACY, f"min_noise_multiplier: the plan has less than {self.min_noise_multiplier}"
             )
-        if min(plan.privacy.tune_sigma, plan.privacy.test_sigma) < self.min_table_sigma:
+        self._review_spending(min(plan.privacy.tune_sigma, plan.privacy.test_sigma), plan.privacy.delta)
+
+    def review_stats(self, plan: StatsPlan) -> None:
+        """`review` for a table of the values of one column; the noise on its cells is that of a table."""
+        self._review_terms(plan)
+        if plan.column not in self.stats_columns:
+            raise Refused(Reason.CONTRACT, f"stats_columns: the plan's column {plan.column!r} is not listed")
+        if not self.simulation:
+            self._review_spending(plan.sigma, plan.delta)
+
+    def _review_terms(self, plan: Terms) -> None:
+        if plan.purpose not in self.purposes:
+            raise Refused(Reason.PURPOSE, f"purposes: the plan's purpose {plan.purpose!r} is not listed")
+        if len(plan.participants) < self.min_agencies:
+            raise Refused(
+                Reason.CONTRACT, f"min_agencies: the plan lists fewer than {self.min_agencies} agencies"
+            )
+        if plan.seed is not None and not self.simulation:
+            raise Refused(
+                Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others"
+            )
+
+    def _review_spending(self, sigma: float, delta: float) -> None:
+        if sigma < self.min_table_sigma:
             raise Refused(Reason.PRIVACY, f"min_table_sigma: the plan has less than {self.min_table_sigma}")
-        if plan.privacy.delta > self.max_delta:
+        if delta > self.max_delta:
             raise Refused(Reason.PRIVACY, f"max_delta: the plan has more than {self.max_delta}")
         if self.budget is None:
             raise Refused(Reason.BUDGET, "budget: the policy states none, so nothing can be spent")

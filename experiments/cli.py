@@ -101,6 +101,39 @@ def check(
     guarded(lambda: check_agencies(Path(agencies), min_people))
 
 
+@app.command()
+def audit(
+    epsilon: Annotated[float, typer.Option(help="The claim: noise is chosen for this ε.")] = 4.0,
+    delta: Annotated[float, typer.Option(help="The δ of the claim.")] = 1e-5,
+    mechanism: Annotated[str, typer.Option(help="local, shared or both.")] = "both",
+    model: Annotated[str, typer.Option(help="logistic or mlp.")] = "logistic",
+    sample_rate: Annotated[float, typer.Option(help="q, the chance that a person is in a step.")] = 0.1,
+    rounds: Annotated[int, typer.Option(help="Rounds that the claim covers.")] = 200,
+    canaries: Annotated[int, typer.Option(help="Planted people of each setting, 100 to 8000.")] = 2000,
+    confidence: Annotated[float, typer.Option(help="Of each lower bound by itself.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Repeats the audit.")] = 0,
+    copy: Annotated[
+        Path | None, typer.Option(help="agencies.yaml of a COPY, for membership inference on its people.")
+    ] = None,
+    this_is_a_copy: Annotated[bool, typer.Option(help="Declares that --copy is no node's data.")] = False,
+    out: Annotated[Path, typer.Option(help="The JSON file.")] = Path("outputs/audit.json"),
+    quiet: Quiet = False,
+) -> None:
+    """Try to break the privacy claim, on made-up people; exit code 1 where a bound exceeds its claim.
+
+    Canaries are planted among made-up people and sent through the project's own training and tables; what
+    leaves is attacked by somebody who knows all but who was in. Each bound is what ε is at least. No ledger is
+    charged, so it takes no node's folder: only a declared copy that lies outside of every one.
+
+    Example: fedrisk audit --epsilon 1 --mechanism shared --model mlp
+    """
+    from experiments.audit.command import AuditOptions, audit_command
+
+    given = (epsilon, delta, mechanism, model, sample_rate, rounds, canaries, confidence, seed)
+    options = AuditOptions(*given, copy, this_is_a_copy, out, quiet)  # type: ignore[arg-type]
+    raise typer.Exit(guarded(lambda: audit_command(options)))
+
+
 def guarded(act: Callable[[], Answer]) -> Answer:
     """Run `act`; a known problem is printed as its sentences, with exit code 1."""
     from experiments.run import PROBLEMS, said

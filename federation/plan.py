@@ -243,8 +243,8 @@ class LocalPlan(Agreed):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
-class TrainPlan(Agreed):
-    """The whole of a run as an agency needs it to say yes or no. It rides in every order.
+class Terms(Agreed):
+    """What every plan says: what it is for, under which contract, among whom, and how people are dealt into parts.
 
     `seed` is set in simulations only: it makes every draw repeatable, so a node that guards real
     records refuses a plan that carries one.
@@ -255,16 +255,31 @@ class TrainPlan(Agreed):
     experiment: Slug
     purpose: Slug
     contract_sha256: str
+    tune_fraction: Fraction
+    test_fraction: Fraction
+    participants: tuple[Participant, ...]
+    seed: int | None = None
+
+    def participant(self, name: str) -> Participant:
+        """The declared facts of agency `name`; `Refused(CONTRACT)` if the plan does not list it."""
+        if name not in self._by_name:
+            raise Refused(Reason.CONTRACT, f"the plan does not list the agency {name!r}")
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Participant]:
+        return {participant.name: participant for participant in self.participants}
+
+
+class TrainPlan(Terms):
+    """The whole of a run as an agency needs it to say yes or no. It rides in every order."""
+
     model: ModelSpec
     privacy: PrivacyPlan
     local: LocalPlan
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
-    tune_fraction: Fraction
-    test_fraction: Fraction
-    participants: tuple[Participant, ...]
-    seed: int | None = None
 
     @model_validator(mode="after")
     def one_linear_sum(self) -> Self:
@@ -284,16 +299,6 @@ class TrainPlan(Agreed):
                 "shared noise weighs every person alike: each agency's weight must be its public_size"
             )
         return self
-
-    def participant(self, name: str) -> Participant:
-        """The declared facts of agency `name`; `Refused(CONTRACT)` if the plan does not list it."""
-        if name not in self._by_name:
-            raise Refused(Reason.CONTRACT, f"the plan does not list the agency {name!r}")
-        return self._by_name[name]
-
-    @functools.cached_property
-    def _by_name(self) -> dict[str, Participant]:
-        return {participant.name: participant for participant in self.participants}
 
     @property
     def train_fraction(self) -> float:

@@ -1,10 +1,10 @@
 """What may cross between an agency and the coordinator: this file is the whole list.
 
 Out of an agency go, and nothing else: `Ready` (a name), `RoundReply` (a clipped and noised change of the
-weights, noised score tables, and the events they were charged as), `MaskedReply` (whole numbers that mean
-nothing until the coordinator has added those of the other agencies), what the masking needs (`Keys`,
-`Dealt`, `Signed`, `Opened`: public keys, encrypted shares, signatures, shares of masks; made without any
-record) and `Refusal` (a name and a `Reason` from a closed list). A `Head`, the number and hash of the newest
+weights, noised score tables, and the events they were charged as), `StatsReply` (one noised table of the values
+of a column, and its event), `MaskedReply` (whole numbers that mean nothing until the coordinator has added those
+of the other agencies), what the masking needs (`Keys`, `Dealt`, `Signed`, `Opened`: public keys, encrypted
+shares, signatures, shares of masks; made without any record) and `Refusal` (a name and a `Reason` from a closed list). A `Head`, the number and hash of the newest
 entry of the agency's ledger, rides along so that a ledger that was set back shows. Nothing with a record
 axis has a field here.
 
@@ -33,6 +33,7 @@ from federation.plan import (
 )
 from federation.release import Event
 from federation.secagg import Advert
+from federation.stats import StatsPlan
 
 READY = "query.ready"
 KEYS = "query.keys"
@@ -40,6 +41,7 @@ DEAL = "query.deal"
 AGREE = "query.agree"
 OPEN = "query.open"
 ROUND = "train.round"
+STATS = "query.stats"
 
 Weights = dict[str, np.ndarray]
 Sealed = tuple[
@@ -90,6 +92,14 @@ class RoundOrder:
     def kinds(self) -> tuple[str, ...]:
         """What it asks for: the parts to evaluate, and `train`."""
         return (*self.evaluate, "train") if self.train else self.evaluate
+
+
+@dataclass(frozen=True)
+class StatsOrder:
+    """Send one noised table of the values of the plan's column. `heads`: as in `RoundOrder`."""
+
+    plan: StatsPlan
+    heads: Heads = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,19 @@ class RoundReply:
 
 
 @dataclass(frozen=True)
+class StatsReply:
+    """What an agency releases of a column: `sums` of shape (`models.quantiles.CELLS`,), its own noise on each.
+
+    The shape is the protocol's, whatever the column holds; `releases` is the ledger's one event for it.
+    """
+
+    agency: str
+    sums: np.ndarray
+    releases: tuple[Event, ...]
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
 class MaskedReply:
     """What an agency sends behind masks: `vector` of uint32 or uint64, uniform to whoever lacks the others'.
 
@@ -212,8 +235,8 @@ class Refusal:
     reason: Reason
 
 
-Order = TrainPlan | RoundOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
-Reply = Ready | RoundReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
+Order = TrainPlan | RoundOrder | StatsOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
+Reply = Ready | RoundReply | StatsReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
 
 
 __all__ = [
@@ -227,6 +250,7 @@ __all__ = [
     "Refused",
     "SharedNoise",
     "Slug",
+    "StatsPlan",
     "TrainPlan",
     "sentences",
 ]

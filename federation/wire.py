@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
-from federation.plan import VERSION, Reason, Refused, TrainPlan, sentences
+from federation.plan import VERSION, Reason, Refused, Terms, TrainPlan, sentences
 from federation.protocol import (
     AGREE,
     DEAL,
@@ -23,6 +23,7 @@ from federation.protocol import (
     OPEN,
     READY,
     ROUND,
+    STATS,
     AgreeOrder,
     DealOrder,
     Dealt,
@@ -40,12 +41,16 @@ from federation.protocol import (
     RoundReply,
     Sealed,
     Signed,
+    StatsOrder,
+    StatsReply,
     Weights,
 )
 from federation.release import Event, event_from_dict
 from federation.secagg import Advert
+from federation.stats import StatsPlan
 
 Answer = TypeVar("Answer")
+Plan = TypeVar("Plan", bound=Terms)
 
 
 def pack_ready_order(plan: TrainPlan, node_id: int, heads: Heads | None = None) -> Message:
@@ -165,6 +170,18 @@ def read_round_order(message: Message) -> RoundOrder:
     return _decoded(read, message)
 
 
+def pack_stats_order(order: StatsOrder, node_id: int) -> Message:
+    """Ask an agency for a table of the values of one column."""
+    return _small_order(STATS, node_id, {"plan": order.plan.canonical, "heads": order.heads})
+
+
+def read_stats_order(message: Message) -> StatsOrder:
+    """The inverse of `pack_stats_order`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+    return _decoded(
+        lambda small: StatsOrder(_read_terms(small["plan"], StatsPlan), _read_heads(small["heads"])), message
+    )
+
+
 def pack_reply(reply: Reply, order: Message) -> Message:
     """The one way out of an agency. The size depends on the plan alone."""
     small: dict[str, Any] = {"kind": type(reply).__name__, "agency": reply.agency}
@@ -179,6 +196,9 @@ def pack_reply(reply: Reply, order: Message) -> Message:
             small |= {"head": reply.head}
             arrays |= {} if reply.delta is None else {"delta": reply.delta}
             arrays |= {"tables": reply.tables} if reply.tables else {}
+        case StatsReply():
+            small |= {"releases": _released(reply.releases), "head": reply.head}
+            arrays |= {"stats": {"sums": reply.sums}}
         case MaskedReply():
             small |= {"releases": _released(reply.releases), "head": reply.head}
             arrays |= {"masked": {"vector": reply.vector}}
@@ -217,6 +237,11 @@ def _read_round_reply(agency: str, small: dict[str, Any], content: RecordDict) -
     )
 
 
+def _read_stats_reply(agency: str, small: dict[str, Any], content: RecordDict) -> StatsReply:
+    sums = _read_arrays(content, "stats")["sums"]
+    return StatsReply(agency, sums, _read_released(small["releases"]), _read_head(small["head"]))
+
+
 def _read_masked_reply(agency: str, small: dict[str, Any], content: RecordDict) -> MaskedReply:
     vector = _read_arrays(content, "masked")["vector"]
     return MaskedReply(agency, vector, _read_released(small["releases"]), _read_head(small["head"]))
@@ -230,6 +255,7 @@ _READERS: Mapping[str, Callable[[str, dict[str, Any], RecordDict], Reply]] = {
     "Refusal": lambda agency, small, _: Refusal(agency, Reason(small["reason"])),
     "Ready": lambda agency, small, _: Ready(agency, _read_head(small["head"]), _read_heads(small["keeps"])),
     "RoundReply": _read_round_reply,
+    "StatsReply": _read_stats_reply,
     "MaskedReply": _read_masked_reply,
     "Keys": lambda agency, small, _: Keys(agency, Advert.from_dict(small["advert"])),
     "Dealt": _read_dealt,
@@ -397,6 +423,10 @@ def _read_json(content: RecordDict) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _read_plan(text: object) -> TrainPlan:
+    return _read_terms(text, TrainPlan)
+
+
+def _read_terms(text: object, cls: type[Plan]) -> Plan:
     try:
         found = json.loads(text) if isinstance(text, str) else None
     except ValueError:
@@ -408,6 +438,6 @@ def _read_plan(text: object) -> TrainPlan:
             Reason.VERSION, f"the plan speaks protocol {found.get('version')!r}, this node {VERSION!r}"
         )
     try:
-        return TrainPlan.model_validate_json(text)
+        return cls.model_validate_json(text)
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, "; ".join(sentences(error))) from None

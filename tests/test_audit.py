@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from clients import train
 from clients.randomness import Stream, discrete_gaussian
 from clients.train import simulated_noise, simulated_sampling
+from experiments import cli
 from experiments.agencies import DataError
 from experiments.audit import attacks, command, people, settings
 from experiments.audit.attacks import Finding
@@ -455,8 +456,8 @@ def test_wrong_options_are_sentences(tmp_path: Path) -> None:
 
 
 def test_help_says_what_it_takes() -> None:
-    assert "takes no node's folder" in " ".join(command.HELP.split())
-    assert "--this-is-a-copy" in command.HELP
+    assert "takes no node's folder" in " ".join((cli.audit.__doc__ or "").split())
+    assert "this_is_a_copy" in cli.audit.__annotations__
 
 
 # --- canaries -----------------------------------------------------------------------------------------

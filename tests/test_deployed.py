@@ -22,8 +22,8 @@ from conftest import CONTRACT, people, write_table
 from deployment import NAME, Deployment, alive, deployed, descendants, free_ports, know_superlink
 
 from clients.app import make_app, node_from_config
-from clients.ledger import Ledger
 from clients.keys import KeyFileError, public_text, secret
+from clients.ledger import Ledger
 from experiments import cli, engines
 from experiments.config import compose, read
 from federation import protocol, wire

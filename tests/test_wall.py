@@ -6,6 +6,7 @@ test_federation.py. Here is the rest: texts, names, paths, counts, and what erro
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,15 +16,17 @@ import pytest
 import yaml
 from command import fedrisk, files_under, small_run
 from conftest import CONTRACT, MakeStudy, people, write_table
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 
-from clients.app import make_app, node_from_config
+from clients.app import Clock, make_app, node_from_config
 from clients.node import open_node
 from experiments import engines
 from experiments.config import Study
 from federation import wire
-from federation.protocol import Reason, Refusal, RoundReply
+from federation.plan import TrainPlan
+from federation.protocol import AgreeOrder, KeysOrder, MaskedReply, Reason, Refusal, RoundOrder, RoundReply
+from federation.secagg import Secrets
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError, run_federation
 
@@ -31,6 +34,8 @@ CANARY = "CANARY9C4E"  # in texts, names and paths
 AGE, VISITS = 61.0312571, 7.7182843  # numbers that nothing else computes
 WIRE: list[bytes] = []  # everything that was sent, both ways
 REPLIES: list[Message] = []
+SECRETS: dict[str, bytes] = {}  # what masks grow from, as it was on the agencies' disks during a run
+SHARED = ("strategy=dp_fedsgd", "privacy=shared", "privacy.dropouts=0")  # three agencies: all must stay
 
 
 class Wiretap(engines.LocalGrid):
@@ -39,7 +44,10 @@ class Wiretap(engines.LocalGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
         WIRE.extend(message_to_proto(message).SerializeToString() for message in messages)
-        return list(super().push_messages(messages))
+        sent = list(super().push_messages(messages))
+        for context in self._contexts.values():
+            SECRETS.update(secrets_in(Path(str(context.node_config["node-dir"]))))
+        return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         found = list(super().pull_messages(message_ids))
@@ -48,10 +56,25 @@ class Wiretap(engines.LocalGrid):
         return found
 
 
+def secrets_in(node: Path) -> dict[str, bytes]:
+    """A node's signing key, and of each set-up of keys the root and all that is dealt in shares."""
+    found = {f"signing key of {path}": path.read_bytes() for path in node.glob("signing.key")}
+    for path in node.glob("masks/*.keys"):
+        own = Secrets.from_dict(json.loads(path.read_text())["secrets"])
+        found[f"root of {path} {own.root.hex()[:8]}"] = own.root
+        for draw in range(own.draws):
+            found[f"mask seed {draw} of {path} {own.root.hex()[:8]}"] = own.mask_seed(draw)
+            found[f"self seed {draw} of {path} {own.root.hex()[:8]}"] = own.self_seed(draw)
+            found[f"mask key {draw} of {path} {own.root.hex()[:8]}"] = own.mask_key(draw).private_bytes_raw()
+        found[f"share key of {path} {own.root.hex()[:8]}"] = own.share_key().private_bytes_raw()
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _silence() -> None:
     WIRE.clear()
     REPLIES.clear()
+    SECRETS.clear()
 
 
 @pytest.fixture
@@ -90,10 +113,10 @@ def canaries(folder: Path) -> dict[str, bytes]:
     for value in (AGE, VISITS, (AGE - 50) / 50, (VISITS - 5) / 5):
         found |= {f"{value}": f"{value}"[:7].encode(), f"{value} f8": struct.pack("<d", value)}
         found[f"{value} f4"] = struct.pack("<f", value)
-    for path in folder.rglob("split.key"):
-        key = path.read_bytes()
-        found |= {f"key {path}": key, f"hex {path}": key.hex().encode()}
-        found[f"base64 {path}"] = base64.b64encode(key)[:-4]
+    keys = {str(path): path.read_bytes() for path in folder.rglob("split.key")}
+    for name, key in (keys | SECRETS).items():
+        found |= {f"key {name}": key, f"hex {name}": key.hex().encode()}
+        found[f"base64 {name}"] = base64.b64encode(key)[:-4]
     return found
 
 
@@ -110,16 +133,22 @@ def outside(home: Path) -> dict[Path, bytes]:
     return files_under(home, *home.rglob("nodes"))
 
 
-def test_a_whole_run_lets_no_canary_out(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overrides", [(), SHARED], ids=["local", "shared"])
+def test_a_whole_run_lets_no_canary_out(
+    planted: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(engines, "LocalGrid", Wiretap)
     words = small_run(planted, f"tracking.uri=sqlite:///{planted}/outputs/mlflow.db", "reference=true")
+    words += overrides
     done = fedrisk(*words, "rounds=2", "evaluation.checkpoints=1")
     assert done.code == 0, done.err
     written = outside(planted / "outputs")
     names = {path.name for path in written}
     assert {"result.json", "report.html", "model.safetensors", "experiment.json", "mlflow.db"} <= names
     assert any(path.is_relative_to(planted / "outputs" / "mlartifacts") for path in written)
-    assert len(WIRE) >= 2 * (3 + 2 * 3 + 3), "ready, two rounds and the last tables, there and back"
+    asked = 3 + 2 * 3 + 3 if not overrides else 3 + 2 * 3 + 3 * 3 * 3
+    assert len(WIRE) >= 2 * asked, "ready, (keys, dealt,) two rounds and the last tables, there and back"
+    assert len(SECRETS) == 3 if not overrides else len(SECRETS) == 3 * (1 + 1 + 3 * 3 + 1)
     assert leaks(enumerate(WIRE), planted) == []
     assert leaks([("stdout", done.out.encode()), ("stderr", done.err.encode())], planted) == []
     assert leaks(written.items(), planted) == []
@@ -136,6 +165,9 @@ def test_the_search_finds_what_is_there(planted: Path, make_study: MakeStudy) ->
     found = "\n".join(leaks(own.items(), planted))
     assert all(f"{what} in " in found for what in ("a cell, a name or a path", f"{AGE}", f"{VISITS}"))
     assert f"key {node}/split.key in " in found
+    SECRETS.update(secrets_in(node))
+    own = [(path, content) for path, content in files_under(node).items() if path.name == "signing.key"]
+    assert f"key signing key of {node}/signing.key in {node}/signing.key" in leaks(own, planted)
     x = open_node(node)._dataset(0.2, 0.2).part("train")[0].numpy()
     assert leaks([("x", x.tobytes())], planted) == [f"{(AGE - 50) / 50} f4 in x"]
 
@@ -158,7 +190,7 @@ def quoting(*_: object, **__: object) -> Any:
 
 
 def only_for_round_replies(reply: object, message: Message) -> Message:
-    return quoting() if isinstance(reply, RoundReply) else PACK(reply, message)  # type: ignore[arg-type]
+    return quoting() if isinstance(reply, RoundReply | MaskedReply) else PACK(reply, message)  # type: ignore[arg-type]
 
 
 PACK = wire.pack_reply
@@ -178,16 +210,34 @@ STEPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "evaluate": ("clients.node.noised_table", quoting),
     "pack": ("clients.app.wire.pack_reply", only_for_round_replies),
 }
+ONLY_LOCAL = ("noise", "train", "evaluate")
+MASKED_STEPS = {step: STEPS[step] for step in STEPS if step not in ONLY_LOCAL} | {
+    "sum": ("clients.train.dp_sum", quoting),
+    "count": ("clients.node.table_counts", quoting),
+    "share": ("clients.randomness.discrete_gaussian", quoting),
+    "grid": ("clients.node.masks.to_grid", quoting),
+    "wrap": ("clients.node.masks.wrap", quoting),
+    "advert": ("clients.masking.secagg.advert", quoting),
+    "bind": ("clients.masking.secagg.bind", quoting),
+    "deal": ("clients.masking.secagg.deal", quoting),
+    "mask": ("clients.masking.secagg.mask", quoting),
+    "sign": ("clients.masking.secagg.sign_survivors", quoting),
+    "open": ("clients.masking.secagg.open_shares", quoting),
+    "keep": ("clients.masking.Masks._did", quoting),
+}
+EVERY_STEP = [(step, False) for step in STEPS] + [(step, True) for step in MASKED_STEPS]
+LATER = ("evaluate", "count", "sign", "open")  # some replies of rounds were sent before
 
 
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize(("step", "masked"), EVERY_STEP)
 def test_an_error_at_any_step_is_unavailable_and_says_nothing(
-    planted: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, step: str
+    planted: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, step: str, masked: bool
 ) -> None:
-    study = make_study("rounds=2", "join_timeout=0.1", "round_timeout=0.2")
+    overrides = SHARED if masked else ()
+    study = make_study("rounds=2", "join_timeout=0.1", "round_timeout=0.2", *overrides)
     nodes = make_nodes(study, planted / "run")
     grid = Wiretap(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
-    target, fail = STEPS[step]
+    target, fail = (MASKED_STEPS if masked else STEPS)[step]
     monkeypatch.setattr(target, fail)
     with pytest.raises(RunError) as stopped:
         run_federation(grid, study.experiment, RunFacts("run-1", "local", True), planted / "run")
@@ -195,7 +245,7 @@ def test_an_error_at_any_step_is_unavailable_and_says_nothing(
     refusals = [reply for reply in replies if isinstance(reply, Refusal)]
     assert len(refusals) == 3
     assert {reply.reason for reply in refusals} == {Reason.UNAVAILABLE}
-    assert any(isinstance(reply, RoundReply) for reply in replies) == (step == "evaluate"), "which is later"
+    assert any(isinstance(reply, RoundReply | MaskedReply) for reply in replies) == (step in LATER)
     assert not any(message.has_error() for message in REPLIES)
     said = [("the coordinator's error", str(stopped.value).encode())]
     logs = [(path, path.read_bytes()) for path in planted.rglob("node.log")]
@@ -220,19 +270,118 @@ def small(message: Message) -> str:
     return str(message.content["fedrisk"]["json"])
 
 
+def without_chance(value: Any) -> Any:
+    """What a reply says, but for what is random whoever the people are: a ledger's hashes, keys, shares."""
+    if isinstance(value, dict):
+        return {key: without_chance(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_chance(item) for item in value]
+    if isinstance(value, str) and RANDOM.fullmatch(value):
+        return f"{len(value)} characters"
+    return value
+
+
+RANDOM = re.compile(r"[0-9a-f]{64}|[A-Za-z0-9+/]{22,}={0,2}")  # a hash in hex; 16 bytes or more in base64
+
+
+@pytest.mark.parametrize(
+    ("overrides", "replies", "keys"),
+    [
+        ((), 1 + 3 + 1, {"kind", "agency", "releases", "trained", "head", "keeps"}),
+        (
+            SHARED,
+            1 + 2 + 3 * (3 + 1),
+            {"kind", "agency", "releases", "head", "keeps", "advert", "sealed", "signature", "shares"},
+        ),
+    ],
+    ids=["local", "shared"],
+)
 def test_no_count_leaves_and_a_reply_has_the_same_size_for_any_number_of_people(
-    planted: Path, make_study: MakeStudy
+    planted: Path, make_study: MakeStudy, overrides: tuple[str, ...], replies: int, keys: set[str]
 ) -> None:
-    study = make_study("rounds=3", "evaluation.checkpoints=2")
+    study = make_study("rounds=3", "evaluation.checkpoints=2", *overrides)
     many, fewer = replies_of(study, planted, 1237), replies_of(study, planted, 411)
-    assert len(many) == len(fewer) == 1 + 3 + 1
-    assert [text for text, _ in many] == [text for text, _ in fewer]
+    assert len(many) == len(fewer) == replies
+    said = [[without_chance(json.loads(text)) for text, _ in each] for each in (many, fewer)]
+    assert said[0] == said[1]
     assert [len(content) for _, content in many] == [len(content) for _, content in fewer]
-    keys = set().union(*(json.loads(text) for text, _ in many))
-    assert keys == {"kind", "agency", "releases", "trained", "head", "keeps"}
+    assert set().union(*(json.loads(text) for text, _ in many)) == keys
     counts = counts_of(planted / "run-1237" / "nodes" / "north")
     assert 1237 in counts
     assert not counts & {value for text, _ in many for value in numbers(json.loads(text))}
+
+
+# --- how long a reply takes ---------------------------------------------------------------------------
+
+FLOOR = 7.0
+
+
+class Time:
+    """A clock that a test moves: each look at it is a moment later."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        self.seconds += 0.001
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.seconds += seconds
+
+
+def asked(plan: TrainPlan, weights: Any) -> dict[str, tuple[Callable[[int], Message], str]]:
+    """Orders, and what each is answered with."""
+    other = plan.but(purpose="ranking")
+    masked = RoundOrder(plan, 1, weights, True, draw=0, transcript="00")
+    wrong = Message(RecordDict(), dst_node_id=1, message_type="train.round")
+    return {
+        "ready": (lambda node: wire.pack_ready_order(plan, node), "Ready"),
+        "keys": (lambda node: wire.pack_keys_order(KeysOrder(plan, 2), node), "Keys"),
+        "another purpose": (lambda node: wire.pack_ready_order(other, node), "PURPOSE"),
+        "no masks": (lambda node: wire.pack_round_order(masked, node), "MASKS"),
+        "no list": (lambda node: wire.pack_agree_order(AgreeOrder("run-1", "", 0, ()), node), "MASKS"),
+        "malformed": (lambda node: wrong, "MALFORMED"),
+        "an error": (lambda node: wire.pack_ready_order(plan, node), "UNAVAILABLE"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case", ["ready", "keys", "another purpose", "no masks", "no list", "malformed", "an error"]
+)
+def test_every_reply_takes_at_least_as_long_as_the_policy_says(
+    planted: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    study = make_study("rounds=1", "evaluation.checkpoints=1", *SHARED)
+    (node, *_) = make_nodes(study, planted / "run")
+    policy = node / "policy.toml"
+    policy.write_text(f"min_reply_seconds = {FLOOR}\n" + policy.read_text())
+    plan, time = study.experiment.plan("run-1", simulation=True), Time()
+    order, answer = asked(plan, {})[case]
+    if case == "an error":
+        monkeypatch.setattr("clients.ledger.Ledger.reserve", quoting)
+    grid = engines.LocalGrid(
+        make_app(node_from_config, Clock(time.now, time.sleep)), [{"node-dir": str(node)}]
+    )
+
+    def reply_after(work: float) -> float:
+        started = time.seconds
+        real = type(open_node(node))._review
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                type(open_node(node)), "_review", lambda *what: (time.sleep(work), real(*what))[1]
+            )
+            (message,) = grid.pull_messages(grid.push_messages([order(1)]))
+        reply = wire.read_reply(message)
+        assert (reply.reason if isinstance(reply, Refusal) else type(reply).__name__) == answer
+        return time.seconds - started
+
+    takes = [reply_after(work) for work in (0.0, 0.3, FLOOR - 0.1)]
+    assert min(takes) >= FLOOR
+    assert max(takes) < FLOOR + 0.01, "and no longer: what it did does not show"
+    if case in ("ready", "keys"):
+        assert reply_after(2 * FLOOR) >= 2 * FLOOR, "who takes longer waits no more"
 
 
 def counts_of(node: Path) -> set[float]:

@@ -16,17 +16,6 @@ from experiments.audit import membership, people
 from experiments.audit.mechanisms import local_plan
 from experiments.audit.settings import MODELS, MechanismName, described, examine, examine_table, setting
 
-HELP = """Try to break the privacy claim, on made-up people; exit code 1 where a bound exceeds its claim.
-
-Canaries are planted among made-up people and sent through the project's own training and tables; what leaves is
-attacked by somebody who knows all but who was in. Each bound is what ε is at least, at the confidence given.
-
-No ledger is charged, so it never looks at records that a node serves: it takes no node's folder. With --copy it
-also infers membership in a model that is trained on a COPY of your tables, which must lie outside every node's
-folder and which you declare with --this-is-a-copy.
-
-Example: fedrisk audit --epsilon 1 --mechanism shared --model mlp
-"""
 CANNOT_SEE = (
     "A bound that stays below its claim is no proof: it is what these attacks could show with these canaries.",
     "Keys of random streams are made from a seed here; that a deployed node's keys are fresh is not seen.",

@@ -7,11 +7,8 @@ python -m experiments.benchmarks.shared --quick                           two ro
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 SCORES, FLAGS, FACTORS, PAIRS = 36, 24, 8, 12
 COLUMNS = SCORES + FLAGS

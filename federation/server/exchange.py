@@ -82,7 +82,7 @@ def meet(
     settings = experiment.settings
     federation = Federation(plan, heads=dict(heads or {}))
     names = [participant.name for participant in plan.participants]
-    node_ids = _await_nodes(grid, len(names), settings.join_timeout, settings.engine.poll_seconds)
+    node_ids = await_nodes(grid, len(names), settings.join_timeout, settings.engine.poll_seconds)
     orders = {str(node_id): wire.pack_ready_order(plan, node_id, federation.heads) for node_id in node_ids}
     found = exchange(grid, orders, settings.round_timeout, settings.engine.poll_seconds)
     said: dict[str, Head | None] = {}
@@ -178,7 +178,8 @@ def exchange(grid: Grid, orders: Mapping[str, Message], timeout: float, poll: fl
     return found
 
 
-def _await_nodes(grid: Grid, expected: int, timeout: float, poll: float) -> list[int]:
+def await_nodes(grid: Grid, expected: int, timeout: float, poll: float) -> list[int]:
+    """The nodes that are there once `expected` are, or when `timeout` seconds are over."""
     until = time.monotonic() + timeout
     while True:
         nodes = sorted(grid.get_node_ids())
