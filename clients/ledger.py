@@ -21,17 +21,15 @@ purpose and every experiment.
 """
 
 import contextlib
-import hashlib
-import json
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Literal, NoReturn, Self
 
 from clients.budget import (
     Account,
@@ -44,88 +42,29 @@ from clients.budget import (
     merged,
     steps_of,
 )
+from clients.ledger_rows import (
+    APPLICATION_ID,
+    NEWEST,
+    TABLES,
+    VERSION,
+    VERSION_1,
+    VERSION_2,
+    WAL_PAGES,
+    Action,
+    Draft,
+    Entry,
+    chain_of,
+    entry_of,
+    statements,
+)
 from federation.privacy import epsilon
-from federation.release import Event, Viewer, event_from_dict
+from federation.release import Event, Viewer
 
 Scope = Literal["this run alone", "lifetime"]
-Action = Literal["reserve", "charge", "return", "plan", "filter", "people"]
-Table = Literal["release", "reservation", "plan", "filter", "people"]
-Row = tuple[Any, ...]
-
-APPLICATION_ID = 0x6672_6C67  # "frlg" in the file's header
-VERSION = 2
-WAL_PAGES = 64  # folded in this often, the log is written over in place: half the time of one that grows
-
-_ADDED: tuple[Table, ...] = ("plan", "filter", "people")  # by version 2
-_TABLES: tuple[Table, ...] = ("release", "reservation", *_ADDED)
-_NEWEST = f"SELECT max({', '.join(f'coalesce((SELECT max(seq) FROM {table}), 0)' for table in _TABLES)})"  # noqa: S608 - our own names
-
-
-def _append_only(*tables: str) -> str:
-    return "".join(
-        f"""
-    CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;"""
-        for table in tables
-        for verb in ("UPDATE", "DELETE")
-    )
-
-
-_IN_ORDER = "".join(
-    f"""
-    DROP TRIGGER IF EXISTS {table}_in_order;
-    CREATE TRIGGER {table}_in_order BEFORE INSERT ON {table} WHEN NEW.seq IS NOT 1 + ({_NEWEST})
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;"""
-    for table in _TABLES
-)
-_VERSION_1 = f"""
-    CREATE TABLE ledger (id TEXT NOT NULL, scope TEXT NOT NULL, created TEXT NOT NULL);
-    CREATE TABLE release (
-        seq INTEGER PRIMARY KEY, plan_sha256 TEXT NOT NULL, order_id TEXT NOT NULL, kind TEXT NOT NULL,
-        part TEXT NOT NULL, split_id TEXT NOT NULL, event TEXT NOT NULL, at TEXT NOT NULL, hash TEXT NOT NULL);
-    CREATE TABLE reservation (
-        seq INTEGER PRIMARY KEY, plan_sha256 TEXT NOT NULL, action TEXT NOT NULL, events TEXT NOT NULL,
-        at TEXT NOT NULL, hash TEXT NOT NULL);
-    {_append_only("release", "reservation", "ledger")}
-    PRAGMA application_id = {APPLICATION_ID};"""
-_VERSION_2 = f"""
-    CREATE TABLE plan (
-        seq INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, run_id TEXT NOT NULL, experiment TEXT NOT NULL,
-        purpose TEXT NOT NULL, at TEXT NOT NULL, hash TEXT NOT NULL);
-    CREATE TABLE filter (
-        seq INTEGER PRIMARY KEY, key TEXT NOT NULL, viewer TEXT NOT NULL, rdp_order INTEGER NOT NULL,
-        at TEXT NOT NULL, hash TEXT NOT NULL, UNIQUE (key, viewer));
-    CREATE TABLE people (
-        seq INTEGER PRIMARY KEY, name TEXT NOT NULL, at TEXT NOT NULL, hash TEXT NOT NULL);
-    CREATE INDEX release_by_order ON release (order_id);
-    {_append_only(*_ADDED)}
-    {_IN_ORDER}
-    PRAGMA user_version = {VERSION};"""
 
 
 class LedgerError(RuntimeError):
     """The ledger cannot be used: one sentence with the file, the rule and what to do."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the ledger. `at` is UTC; `hash` chains it to all rows before it.
-
-    A "reserve" lists what its plan may take, a "return" what a plan gave back unused (neither has an
-    `order_id`), a "charge" its one release. A "plan" has its `plan`, a "filter" its `fixed` order, and
-    "people" says in `people` whose ledger this is; the other fields are then empty.
-    """
-
-    seq: int
-    action: Action
-    plan_sha256: str
-    order_id: str
-    releases: tuple[Event, ...]
-    at: str
-    hash: str
-    plan: PlanFacts | None = None
-    fixed: FilterOrder | None = None
-    people: str = ""
 
 
 class Ledger:
@@ -287,7 +226,7 @@ class Ledger:
                 return self._genesis() == hash
             found = [
                 row
-                for table in _TABLES
+                for table in TABLES
                 for row in self._db.execute(f"SELECT hash FROM {table} WHERE seq = ?", (seq,))  # noqa: S608
             ]
             return found == [(hash,)]
@@ -305,7 +244,7 @@ class Ledger:
 
     # --- the state in memory ------------------------------------------------------------------------
 
-    def _admit(self, draft: "_Draft", plan: PlanFacts, extra: dict[Event, int]) -> None:
+    def _admit(self, draft: "Draft", plan: PlanFacts, extra: dict[Event, int]) -> None:
         """Write what is new about the plan and its limits; `Refused(BUDGET)` where `extra` exceeds one."""
         today = datetime.fromisoformat(draft.at).date()
         orders = self._account.admit(plan, extra, self.budget or (), today)
@@ -325,7 +264,7 @@ class Ledger:
 
     def _catch_up(self) -> None:
         """Take in what others appended since this process last looked."""
-        (newest,) = self._db.execute(_NEWEST).fetchone()
+        (newest,) = self._db.execute(NEWEST).fetchone()
         if newest < self._seq:
             self._fell_behind(newest)
         if newest > self._seq:
@@ -377,7 +316,7 @@ class Ledger:
             if self._pragma("user_version") >= VERSION:
                 return  # another process has just done it
             self._check_scope()
-            for statement in _statements(_VERSION_2):
+            for statement in statements(VERSION_2):
                 self._db.execute(statement)
             self._hash = self._genesis()
             self._catch_up()  # a row is chained to nothing that was not checked
@@ -387,7 +326,7 @@ class Ledger:
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables or self._pragma("application_id"):
             self._not_a_ledger()
-        for statement in _statements(_VERSION_1):
+        for statement in statements(VERSION_1):
             self._db.execute(statement)
         birth = (uuid.uuid4().hex, self.scope, self._timestamp())
         self._db.execute("INSERT INTO ledger VALUES (?, ?, ?)", birth)
@@ -405,15 +344,15 @@ class Ledger:
         with contextlib.nullcontext() if self._db.in_transaction else self._snapshot():
             rows = [
                 (table, row)
-                for table in _TABLES
+                for table in TABLES
                 for row in self._db.execute(f"SELECT * FROM {table} WHERE seq > ?", (after,))  # noqa: S608
             ]
         for table, row in sorted(rows, key=lambda found: int(found[1][0])):
-            after, chain = after + 1, _chain(chain, table, row[:-1])
+            after, chain = after + 1, chain_of(chain, table, row[:-1])
             if row[0] != after or row[-1] != chain:
                 self._broken(after)
             try:
-                yield _entry(table, row)
+                yield entry_of(table, row)
             except (AttributeError, KeyError, TypeError, ValueError):
                 self._broken(after)
 
@@ -421,7 +360,7 @@ class Ledger:
         births = self._db.execute("SELECT id, scope, created FROM ledger").fetchall()
         if len(births) != 1:
             self._broken(0)
-        return _chain("", "ledger", births[0])
+        return chain_of("", "ledger", births[0])
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -432,7 +371,7 @@ class Ledger:
     # --- transactions and errors --------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator["_Draft"]:
+    def _writing(self) -> Iterator["Draft"]:
         """A transaction on the newest state, durable at its end; whatever is raised leaves the file as it was.
 
         What was appended is taken into the state in memory once it is on the disk.
@@ -445,8 +384,8 @@ class Ledger:
             for entry in draft.entries:
                 self._apply(entry)
 
-    def _draft(self) -> "_Draft":
-        return _Draft(self._db, self._seq, self._hash, self._timestamp())
+    def _draft(self) -> "Draft":
+        return Draft(self._db, self._seq, self._hash, self._timestamp())
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
@@ -502,42 +441,6 @@ class Ledger:
         )
 
 
-class _Draft:
-    """What one transaction appends, at one time `at`, each row chained to the one before."""
-
-    def __init__(self, db: sqlite3.Connection, seq: int, chain: str, at: str) -> None:
-        self.at = at
-        self.entries: list[Entry] = []
-        self._db = db
-        self._seq = seq
-        self._hash = chain
-
-    def charge(self, plan_sha256: str, order_id: str, event: Event) -> None:
-        values = event.to_dict()
-        where = (values.pop("kind"), values.pop("part"), values.pop("split_id"))
-        self._append("release", plan_sha256, order_id, *where, _json(values))
-
-    def reservation(self, action: Action, plan_sha256: str, events: Sequence[Event]) -> None:
-        self._append("reservation", plan_sha256, action, _json([event.to_dict() for event in events]))
-
-    def plan(self, plan: PlanFacts) -> None:
-        self._append("plan", plan.sha256, plan.run_id, plan.experiment, plan.purpose)
-
-    def fixed(self, fixed: FilterOrder) -> None:
-        self._append("filter", fixed.key, fixed.viewer, fixed.order)
-
-    def people(self, name: str) -> None:
-        self._append("people", name)
-
-    def _append(self, table: Table, *values: str | int) -> None:
-        row = (self._seq + 1, *values, self.at)
-        chain = _chain(self._hash, table, row)
-        marks = ", ".join("?" * (len(row) + 1))
-        self._db.execute(f"INSERT INTO {table} VALUES ({marks})", (*row, chain))  # noqa: S608 - our own names
-        self.entries.append(_entry(table, (*row, chain)))
-        self._seq, self._hash = self._seq + 1, chain
-
-
 _TROUBLE = {
     sqlite3.SQLITE_FULL: "cannot grow, the disk is full: free some space and start again",
     sqlite3.SQLITE_READONLY: "is read-only: the node's user must be able to write the file and its folder",
@@ -569,44 +472,6 @@ def _use_write_ahead_log(db: sqlite3.Connection, wait: float) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of `script` one by one: `executescript` would commit our transaction."""
-    statement = ""
-    for piece in script.split(";"):
-        statement += piece + ";"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _entry(table: Table, row: Row) -> Entry:
-    seq, *values, at, chain = row
-    if table == "release":
-        plan, order_id, kind, part, split_id, event = values
-        where = {"kind": kind, "part": part, "split_id": split_id}
-        return Entry(
-            seq, "charge", plan, order_id, (event_from_dict({**where, **json.loads(event)}),), at, chain
-        )
-    if table == "reservation":
-        plan, action, events = values
-        return Entry(seq, action, plan, "", tuple(map(event_from_dict, json.loads(events))), at, chain)
-    if table == "plan":
-        facts = PlanFacts(*values)
-        return Entry(seq, "plan", facts.sha256, "", (), at, chain, plan=facts)
-    if table == "filter":
-        return Entry(seq, "filter", "", "", (), at, chain, fixed=FilterOrder(*values))
-    return Entry(seq, "people", "", "", (), at, chain, people=values[0])
-
-
-def _chain(previous: str, table: str, row: Row) -> str:
-    """SHA-256, hex, of the previous hash and the row in its one canonical form."""
-    return hashlib.sha256(_json([previous, table, *row]).encode()).hexdigest()
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 __all__ = [

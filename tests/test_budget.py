@@ -6,7 +6,6 @@
 import contextlib
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -733,52 +732,3 @@ def test_a_summary_has_a_line_for_each_limit_and_viewer(desk: Desk) -> None:
     for found, wanted in zip(spent, expected, strict=True):
         assert (found.spent, found.claimed) == pytest.approx((wanted.spent, wanted.claimed), rel=1e-12)
         assert replace(found, spent=wanted.spent, claimed=wanted.claimed) == wanted
-
-
-# --- speed ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    """10,000 releases of mixed kinds, over four years, of 60 plans for 7 experiments and 4 purposes."""
-    desk = Desk(tmp_path_factory.mktemp("long") / "ledger.db")
-    chance = random.Random(0)
-    with desk.open() as ledger:
-        for number in range(100):
-            desk.clock.jump(14)
-            mine = plan(str(number % 60), f"experiment {number % 7}", f"purpose {number % 4}")
-            noisy = [replace(TRAIN, noise_multiplier=1 + chance.randrange(40) / 10) for _ in range(50)]
-            summed = [replace(SHARED, steps=chance.randrange(1, 50), split_id="t") for _ in range(30)]
-            ledger.charge(mine, str(number), [*noisy, *summed, *[TABLE] * 20])
-    return desk
-
-
-TWELVE: Budget = tuple(
-    Limit(span, None, DELTA, everyone(1e6)) for span in ("life", "year", "purpose", "experiment")
-)
-
-
-def test_a_long_lived_ledger_opens_in_two_seconds(long_lived: Desk) -> None:
-    began = time.process_time()
-    with long_lived.open(*TWELVE) as ledger:
-        ledger.charge(plan("0"), "o", [TRAIN])  # composes what twelve filters count
-        took = time.process_time() - began
-        assert len(ledger.releases()) > 10_000
-    print(f"opened and composed in {took:.2f} s")
-    assert took <= 2
-
-
-def test_one_more_charge_takes_two_milliseconds_beyond_its_fsync(long_lived: Desk) -> None:
-    took = []
-    with long_lived.open(*TWELVE) as ledger:
-        ledger._db.execute("PRAGMA synchronous = OFF")
-        for number in range(200):
-            long_lived.clock.jump(0.1)
-            began = time.process_time()
-            ledger.charge(
-                plan(str(number % 60)), f"o{number}", [replace(TRAIN, sample_rate=0.1 + number / 1e4)]
-            )
-            took.append(time.process_time() - began)
-    took.sort()
-    print(f"one more charge: median {1e3 * took[100]:.2f} ms, nineteen in twenty {1e3 * took[190]:.2f} ms")
-    assert took[100] <= 0.002

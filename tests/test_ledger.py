@@ -814,7 +814,7 @@ def test_a_version_1_ledger_of_another_scope_stays_as_it_is(path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from clients import ledger
-statements = ledger._statements
+statements = ledger.statements
 left = int(sys.argv[2])
 
 def killed(script):
@@ -825,7 +825,7 @@ def killed(script):
     if left == 99:
         os.kill(os.getpid(), signal.SIGKILL)
 
-ledger._statements = killed
+ledger.statements = killed
 ledger.Ledger(sys.argv[1], budget=None, scope="lifetime", people="x")
 """
 
@@ -852,7 +852,7 @@ def test_a_migration_onto_a_full_disk_leaves_version_1(path: Path, monkeypatch: 
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("clients.ledger._Draft.people", full)
+        patch.setattr("clients.ledger.Draft.people", full)
         with pytest.raises(LedgerError, match="the disk is full"):
             open_ledger(path)
     assert dump(path) == before
