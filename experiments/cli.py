@@ -90,6 +90,37 @@ def plan(
     guarded(lambda: plan_from(context.args, as_json=as_json, plot=plot))
 
 
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def stats(
+    context: typer.Context,
+    column: Annotated[
+        str, typer.Argument(help="A number in the agencies' tables; the contract need not have it.")
+    ],
+    epsilon: Annotated[float, typer.Option(help="What it costs a person (or row), beside training.")] = 0.5,
+    quantiles: Annotated[
+        str, typer.Option(help="Shares of people; more of them cost nothing more.")
+    ] = "0.01,0.25,0.5,0.75,0.99",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    superlink: Annotated[
+        str | None, typer.Option(help="Ask deployed agencies: a connection in ~/.flwr/config.toml.")
+    ] = None,
+) -> None:
+    """Noisy quantiles of a column, to write its min and max into a contract without opening a table.
+
+    One release, which each agency noises by itself (privacy=shared is not offered here) and charges: it adds to
+    what training costs. Over simulated agencies; with --superlink over deployed ones, whose policy.toml must list
+    the column in stats_columns.
+
+    Example: fedrisk stats rent experiment=own data.agencies=agencies.yaml --epsilon 0.5
+    """
+    from experiments.stats import stats_from, submit_stats
+
+    if superlink is not None:
+        guarded(lambda: submit_stats(superlink, column, context.args, epsilon=epsilon, quantiles=quantiles))
+        return
+    guarded(lambda: stats_from(column, context.args, epsilon=epsilon, quantiles=quantiles, as_json=as_json))
+
+
 @app.command()
 def check(
     agencies: Annotated[str, typer.Argument(help="Your agencies.yaml.")],

@@ -159,8 +159,10 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
     return make_client_app(lambda context: open_node(Path(folders[int(context.node_config["partition-id"])])))
 
 
-def submit(superlink: str, experiment: Experiment, run_id: str) -> str:
+def submit(superlink: str, experiment: Experiment, run_id: str, *, stats: str = "") -> str:
     """Hand the run to a SuperLink with Flower's own `flwr run`; returns Flower's number for the run.
+
+    `stats` is a `StatsRequest` in base64, where a statistic is asked for and no training.
 
     The bundle that Flower distributes is one pyproject.toml without any code: it names the apps, and the
     coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the
@@ -172,7 +174,9 @@ def submit(superlink: str, experiment: Experiment, run_id: str) -> str:
         app, config = Path(folder) / "fedrisk", Path(folder) / "run.toml"
         app.mkdir()
         (app / "pyproject.toml").write_text(tomli_w.dumps(bundle()))
-        config.write_text(tomli_w.dumps({"experiment": experiment.encode(), "run-id": run_id}))
+        config.write_text(
+            tomli_w.dumps({"experiment": experiment.encode(), "run-id": run_id, "stats": stats})
+        )
         options = ["--run-config", str(config), "--format", "json"]
         answer = _flower(superlink, ["run", str(app), superlink, *options])
     return str(answer["run-id"])
@@ -183,7 +187,7 @@ def bundle() -> dict[str, Any]:
     app = {
         "publisher": "fedrisk",
         "components": {"serverapp": "federation.server.app:app", "clientapp": "clients.app:app"},
-        "config": {"experiment": "", "run-id": ""},
+        "config": {"experiment": "", "run-id": "", "stats": ""},
     }
     project = {
         "name": "fedrisk",
@@ -235,11 +239,17 @@ def _superlinks() -> dict[str, dict[str, Any]]:
 
 
 def make_node_folders(
-    agencies: Sequence[Agency], contract: Mapping[str, Any], folder: Path, *, seed: int, min_people: int
+    agencies: Sequence[Agency],
+    contract: Mapping[str, Any],
+    folder: Path,
+    *,
+    seed: int,
+    min_people: int,
+    stats_columns: Sequence[str] = (),
 ) -> list[Path]:
     """One node folder for each agency of a simulation, as an agency's IT would lay it out.
 
-    The policy says that it is a simulation; the split key derives from `seed`, so runs repeat. Signing keys
+    The policy says that it is a simulation, and permits statistics of `stats_columns`; the split key derives from `seed`, so runs repeat. Signing keys
     are made here and pinned by all: a simulation has no other channel to exchange them.
     """
     import tomli_w
@@ -266,6 +276,7 @@ def make_node_folders(
             "simulation": True,
             "purposes": [str(contract["purpose"])],
             "models": ["logistic", "mlp", "residual"],
+            "stats_columns": list(stats_columns),
             "min_people": min_people,
         }
         (home / "contract.yaml").write_text(yaml.safe_dump(dict(contract), sort_keys=False))

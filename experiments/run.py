@@ -184,7 +184,7 @@ def submit_run(superlink: str, overrides: Sequence[str]) -> None:
     from experiments import engines
 
     study = read(compose([*overrides, "engine=superlink"]), tables=False)
-    settings = _with_whole_paths(study.experiment.settings)
+    settings = with_whole_paths(study.experiment.settings)
     run_id = new_run_id(settings.name)
     number = engines.submit(superlink, study.experiment.but(settings=settings), run_id)
     print(f"run     {run_id}, which Flower calls {number}")
@@ -193,7 +193,7 @@ def submit_run(superlink: str, overrides: Sequence[str]) -> None:
     print(f"        flwr log {number} {superlink} --stream")
 
 
-def _with_whole_paths(settings: Settings) -> Settings:
+def with_whole_paths(settings: Settings) -> Settings:
     """`settings` without relative paths: the ServerApp that reads them starts in another folder."""
     uri = settings.tracking.uri
     if uri.startswith("sqlite:///"):

@@ -4,15 +4,17 @@ Each agency adds its own Gaussian noise; noise shared behind masks is not offere
 counts once, by the most recent row, whichever part the person is in.
 """
 
-from typing import Annotated
+import base64
+from typing import Annotated, Self
 
 from pydantic import Field
 
-from federation.plan import Terms
+from federation.plan import Agreed, Terms
 from federation.release import Release
 from models.contract import Contract
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class StatsPlan(Terms):
@@ -35,6 +37,22 @@ class StatsPlan(Terms):
     def release(self) -> Release:
         """What it costs: one Gaussian release of sensitivity 1 over everybody."""
         return Release(kind="stats", part="all", noise_multiplier=self.sigma, sample_rate=1.0, steps=1)
+
+
+class StatsRequest(Agreed):
+    """What a coordinator is asked for: the plan, and which quantiles to read off the sum of the tables."""
+
+    plan: StatsPlan
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)]
+
+    def encode(self) -> str:
+        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
+        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """The inverse of `encode`; ValueError where it does not fit."""
+        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())
 
 
 def why_not(contract: Contract, column: str) -> str | None:

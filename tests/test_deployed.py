@@ -61,6 +61,7 @@ def lay_out(root: Path) -> dict[str, Path]:
         node = facts | {"table": "people.csv", "contract": "contract.yaml"}
         node |= {"peers": {peer: key for peer, key in public.items() if peer != name}}
         policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 100, "max_honest": 2}
+        policy |= {"stats_columns": ["age"]}
         (home / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
         (home / "node.toml").write_text(tomli_w.dumps(node))
         (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"life": 20.0, "delta": 1e-5}}))
@@ -290,6 +291,21 @@ def test_an_unreachable_superlink_is_one_sentence(
         f"fedrisk: the SuperLink 'down' at {address} did not take the run: Connection to the"
     )
     assert said.count("\n") == 1
+
+
+@pytest.mark.deployed
+def test_a_statistic_is_taken_of_the_deployed_agencies(deployment: Deployment) -> None:
+    words = ["stats", "age", "--epsilon", "2", "--superlink", NAME, "data.agencies=agencies.yaml", *SETTINGS]
+    done = deployment.command("experiments.cli", *words)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"run +(\S+), which Flower calls (\d+)\nresult +(\S+)/stats.json", done.stdout)
+    assert said is not None, done.stdout
+    run = Run(said[1], said[2], Path(said[3]))
+    deployment.wait((run.folder / "stats.json").exists, RUN_SECONDS, "the statistic")
+    found = json.loads((run.folder / "stats.json").read_text())
+    assert {facts["status"] for facts in found["agencies"].values()} == {"counted"}
+    assert found["people"]["value"] == pytest.approx(900, abs=60)
+    assert CANARY not in json.dumps(found)
 
 
 def test_the_repository_is_a_flower_app_whose_bundle_has_no_code_tests_or_data(tmp_path: Path) -> None:

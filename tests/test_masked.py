@@ -422,6 +422,28 @@ def test_two_that_do_not_come_back_for_new_keys_cost_void_rounds_not_the_run(
     as_stated(result, tmp_path)
 
 
+def test_an_order_that_arrives_twice_was_charged_once_and_the_result_says_so(
+    make_shared: MakeStudy, tmp_path: Path
+) -> None:
+    """The first reply is lost, the second says REPLAYED: its vector is gone, its charge is not."""
+    study = make_shared()
+
+    def twice(name: str, message: Message) -> Message:
+        if name == "east" and message.metadata.group_id == "2":
+            engines.LocalGrid.push_messages(grid, [wire.pack_round_order(wire.read_round_order(message), 2)])
+        return message
+
+    grid = Wire(sorted(make_nodes(study, tmp_path)), twice)
+    assert grid.names[2] == "east"
+    result = run_federation(grid, study.experiment, FACTS, tmp_path)
+    assert result["rounds"][1]["refused"] == {"east": "REPLAYED"}
+    assert result["rounds"][2]["replied"] == list(NAMES), "it stays in the run"
+    as_stated(result, tmp_path)
+    with ledger_of(tmp_path, "east") as ledger:
+        said = result["agencies"]["east"]["epsilon_to"]["coordinator"]
+        assert said == pytest.approx(ledger.epsilon(1e-5, "coordinator"))
+
+
 def test_keys_that_too_few_send_stop_a_run_that_has_not_begun(make_shared: MakeStudy, tmp_path: Path) -> None:
     def push(name: str, message: Message) -> Message | None:
         return None if message.metadata.message_type == protocol.DEAL and name < "n" else message
@@ -695,6 +717,9 @@ def test_one_list_is_signed_for_a_draw_and_only_that_is_opened(ready: Nodes) -> 
     nothing = ready.open("east", NAMES, signatures, sealed=swapped)
     assert isinstance(nothing, Opened)
     assert nothing.shares == {}, "a survivor's mask key stays closed"
+    ready.rounds(2)
+    assert isinstance(ready.agree("east", NAMES, draw=1), Signed)
+    ready.refused(Reason.MASKS, "east", lambda: ready.open("east", NAMES, signatures))
 
 
 def test_a_path_is_no_run(ready: Nodes) -> None:

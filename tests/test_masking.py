@@ -282,6 +282,21 @@ def test_keys_that_do_not_decode_must_be_made_again(five: Five, text: str) -> No
         refused(Reason.MASKS, lambda: five.mask("east", 0))
 
 
+def test_what_one_process_wrote_another_reads(five: Five) -> None:
+    """New keys and what was done with them, in both directions, whatever each still has in memory."""
+    one, two = five.masks["east"], five.reopened("east")
+    old = five.roster.transcript
+    one.mask(five.plan, old, 0, VECTOR)
+    refused(Reason.REPLAYED, lambda: two.mask(five.plan, old, 0, VECTOR))
+    five.set_up()
+    new = five.roster.transcript
+    refused(Reason.MASKS, lambda: two.mask(five.plan, old, 1, VECTOR))
+    two.mask(five.plan, new, 0, VECTOR)
+    refused(Reason.REPLAYED, lambda: one.mask(five.plan, new, 0, VECTOR))
+    two.keys(five.plan, 3, None)
+    refused(Reason.MASKS, lambda: one.mask(five.plan, new, 1, VECTOR))
+
+
 # --- what may be done once ------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from federation.protocol import (
     RoundOrder,
     RoundReply,
     Signed,
+    StatsReply,
     TrainPlan,
 )
 from federation.secagg import Advert
@@ -111,6 +112,7 @@ def test_a_reply_has_no_other_field_than_these() -> None:
     leaves = {
         Ready: {"agency", "head", "keeps"},
         RoundReply: {"agency", "delta", "tables", "releases", "head"},
+        StatsReply: {"agency", "sums", "releases", "head"},
         MaskedReply: {"agency", "vector", "releases", "head"},
         Keys: {"agency", "advert"},
         Dealt: {"agency", "sealed"},

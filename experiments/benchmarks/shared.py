@@ -37,9 +37,9 @@ def truth() -> Truth:
     return Truth(
         loadings=rng.normal(size=(FACTORS, COLUMNS)) / np.sqrt(FACTORS),
         thresholds=rng.uniform(0.3, 1.2, FLAGS),
-        effects=0.7 * rng.normal(size=COLUMNS) * (rng.random(COLUMNS) < 0.5),
+        effects=0.66 * rng.normal(size=COLUMNS) * (rng.random(COLUMNS) < 0.5),
         pairs=rng.integers(COLUMNS, size=(2, PAIRS)),
-        pair_effects=0.7 * rng.normal(size=PAIRS),
+        pair_effects=0.4 * rng.normal(size=PAIRS),
     )
 
 

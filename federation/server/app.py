@@ -1,7 +1,7 @@
 """The coordinator's Flower ServerApp: decode the experiment, run the rounds, write the evidence.
 
 The same app runs under every engine. What differs is given to `make_app`: where the run's facts and
-folder come from, and who watches.
+folder come from, and who watches. A run may be a statistic instead: one message, no rounds.
 """
 
 import json
@@ -19,7 +19,9 @@ from federation.experiment import Experiment
 from federation.server import checkpoint
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError, Watcher, run_federation
+from federation.server.stats import StatsJob, run_stats
 from federation.server.tracking import Tracker, open_tracker
+from federation.stats import StatsRequest
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,26 @@ class Job:
     add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
 
 
-def make_app(find_job: Callable[[Context], Job]) -> ServerApp:
+def make_app(find_job: Callable[[Context], Job | StatsJob]) -> ServerApp:
     """A ServerApp that runs the job that `find_job` finds."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run_job(grid, find_job(context))
+        job = find_job(context)
+        if isinstance(job, StatsJob):
+            run_stats_job(grid, job)
+        else:
+            run_job(grid, job)
 
     return app
+
+
+def run_stats_job(grid: Grid, job: StatsJob) -> dict[str, Any]:
+    """Take the statistic `job` on `grid`; its folder then holds stats.json."""
+    found = run_stats(grid, job)
+    write_json(found, job.folder / "stats.json")
+    return found
 
 
 def run_job(grid: Grid, job: Job) -> dict[str, Any]:
@@ -88,8 +101,8 @@ def _write_report(result: Mapping[str, Any], folder: Path) -> None:
     write_report(result, folder / "report.html")
 
 
-def job_from_config(context: Context) -> Job:
-    """A deployed run's job: everything comes in one base64 value of the run config."""
+def job_from_config(context: Context) -> Job | StatsJob:
+    """A deployed run's job: everything comes in base64 values of the run config."""
     config = context.run_config
     if not config.get("experiment") or not config.get("run-id"):
         raise RunError("the run carries no experiment: start it with `fedrisk submit`, not with `flwr run`")
@@ -101,8 +114,10 @@ def job_from_config(context: Context) -> Job:
     except OSError as error:
         raise RunError(f"output: {folder} cannot be made on this machine ({error.strerror})") from None
     _log_to_file(folder)
-    tracker = open_tracker(settings.tracking.uri, settings.name, folder)
-    return Job(experiment, RunFacts(run_id, "superlink", simulation=False), folder, tracker)
+    facts = RunFacts(run_id, "superlink", simulation=False)
+    if config.get("stats"):
+        return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
+    return Job(experiment, facts, folder, open_tracker(settings.tracking.uri, settings.name, folder))
 
 
 def _log_to_file(folder: Path) -> None:
