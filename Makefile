@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PARALLEL := --numprocesses 2 --dist loadfile
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test check bench soak lock clean
+.PHONY: help setup demo test lint check bench soak lock clean
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -24,14 +25,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## train privately across five synthetic agencies and show what it costs
 	@$(BIN)/fedrisk run experiment=demo
 
-test: $(STAMP)   ## run the tests
-	@$(BIN)/python -m pytest
+test: $(STAMP)   ## run the tests, on two cores
+	@$(BIN)/python -m pytest $(PARALLEL)
 
-check: $(STAMP)  ## format, lint, strict types, then the tests: import rules among them, warnings are errors
+lint: $(STAMP)   ## check format, style and strict types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+
+check: lint test ## lint, then the tests: import rules among them, warnings are errors
 
 bench: $(STAMP)  ## side-by-side benchmarks; JSON under outputs/bench
 	@$(BIN)/python -m experiments.benchmarks

@@ -17,7 +17,6 @@ from federation import masks
 from federation.plan import (
     Agreed,
     Fraction,
-    LocalPlan,
     Participant,
     PrivacyPlan,
     Slug,

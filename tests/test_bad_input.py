@@ -287,7 +287,7 @@ SETTINGS: dict[str, list[str]] = {
         f"data.agencies is not a setting here, but of data=own: choose that first; {SHOW}"
     ],
     "experiment=own": ["data.agencies is missing: write data.agencies=..."],
-    "~privacy": ["privacy is missing"],
+    "~privacy": ["privacy needs exactly one of epsilon and noise_multiplier"],
     "model=forest": ["model must be one of logistic, mlp, residual, got 'forest'"],
     "model=null": ["model must be one of logistic, mlp, residual, got 'null'"],
     "local=3": ["local must be a group of settings, got 3"],
@@ -418,9 +418,8 @@ def test_an_order_that_cannot_be_noted_is_not_sent_and_costs_nothing(
     (sentence,) = stopped.problems
     assert sentence.startswith("the order of round 3 cannot be noted in ")
     assert "so it was not sent" in sentence
-    with Ledger(
-        home_of(folder) / "nodes" / "north" / "ledger.db", budget=None, scope="this run alone"
-    ) as ledger:
+    path = home_of(folder) / "nodes" / "north" / "ledger.db"
+    with Ledger(path, budget=None, scope="this run alone", people="north/people") as ledger:
         assert sum(release.kind == "train" for release in ledger.releases()) == 2
 
 

@@ -207,7 +207,7 @@ def test_a_dealer_cannot_have_something_else_than_a_share_opened() -> None:
     signatures = {name: setup.sign(name, 0, survivors) for name in survivors}
     sealed = {sender: each["agency-0"][0] for sender, each in setup.dealt.items()}
     cheat, roster, bound_to = setup.agencies["agency-1"].secrets, setup.roster, ("agency-1", "agency-0", 0)
-    box = secagg._box(cheat.share_key(), roster, "agency-0", "agency-1", "agency-0")
+    box = secagg._box(cheat, roster, "agency-0", "agency-1", "agency-0")
     for text, opens in ((bytes(16), True), (bytes(15), False), (b"", False), (bytes(1000), False)):
         sealed["agency-1"] = (b"", secagg._seal(box, text, roster, *bound_to, secagg.SELF))
         secrets = setup.agencies["agency-0"].secrets
