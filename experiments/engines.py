@@ -249,8 +249,8 @@ def make_node_folders(
 ) -> list[Path]:
     """One node folder for each agency of a simulation, as an agency's IT would lay it out.
 
-    The policy says that it is a simulation, and permits statistics of `stats_columns`; the split key derives from `seed`, so runs repeat. Signing keys
-    are made here and pinned by all: a simulation has no other channel to exchange them.
+    The policy says that it is a simulation, and permits statistics of `stats_columns`; the split key derives from
+    `seed`, so runs repeat. Signing keys are made here and pinned by all: a simulation has no other channel.
     """
     import tomli_w
     import yaml

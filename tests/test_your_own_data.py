@@ -44,19 +44,20 @@ def test_the_page_has_its_files_and_commands() -> None:
     first = [command.split()[:2] for command, _ in COMMANDS]
     assert first == [
         ["python", "make_tables.py"],
-        *[["fedrisk", name] for name in ("check", "run", "check", "run")],
+        *[["fedrisk", name] for name in ("check", "run", "stats", "check", "run")],
     ]
 
 
 def test_the_commands_print_what_the_page_shows(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(example)
     monkeypatch.setenv("COLUMNS", "250")
-    (_, (check, fits), (run, shown), *_) = COMMANDS
+    (_, (check, fits), (run, shown), (stats, quantiles), *_) = COMMANDS
     checked = typed(check)
     assert (checked.code, checked.out, checked.err) == (0, fits, "")
-    done = typed(run, "tracking=none")
-    assert (done.code, done.err) == (0, "")
-    assert shape(done.out) == shape(shown)
+    for command, output in ((run, shown), (stats, quantiles)):
+        done = typed(command, "tracking=none")
+        assert (done.code, done.err) == (0, "")
+        assert shape(done.out) == shape(output)
 
 
 def renamed(folder: Path) -> None:
@@ -69,7 +70,7 @@ def renamed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "spoil"), [(3, renamed), (4, lambda folder: None)], ids=["tables", "settings"]
+    ("place", "spoil"), [(4, renamed), (5, lambda folder: None)], ids=["tables", "settings"]
 )
 def test_errors_look_as_the_page_shows(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, spoil: Callable[[Path], None]

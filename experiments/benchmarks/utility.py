@@ -42,18 +42,21 @@ POOLED = "sklearn logistic, pooled"
 
 @dataclass(frozen=True)
 class Target:
-    """`row`'s mean of `measure` on `line` is at least `least`, or at most `within` below that of POOLED."""
+    """`row`'s mean of `measure` on `line` is at least `least`, or at most `within` below that of `reference`."""
 
     line: str
     row: str
     measure: str
     least: float | None = None
     within: float | None = None
+    reference: str = POOLED
 
     def judge(self, rows: Mapping[str, Any]) -> dict[str, Any]:
         """The target with what was found: value, bound, met."""
         value = rows[self.row][self.measure]["mean"]
-        bound = self.least if self.within is None else rows[POOLED][self.measure]["mean"] - self.within
+        bound = (
+            self.least if self.within is None else rows[self.reference][self.measure]["mean"] - self.within
+        )
         return asdict(self) | {"value": value, "bound": bound, "met": bool(value >= bound)}
 
 
@@ -100,9 +103,9 @@ def _shown(value: Mapping[str, float | None]) -> str:
 
 def verdict(target: Mapping[str, Any]) -> str:
     """One target in a sentence."""
-    rule = f"{target['bound']:.3f}"
+    rule = f"{target['bound']:.4f}"
     if target["within"] is not None:
-        rule += f" (pooled scikit-learn logistic − {target['within']:g})"
+        rule += f" ({target['reference']} − {target['within']:g})"
     return (
         f"{'met' if target['met'] else 'MISSED'}: {target['line']}, {target['row']}, {target['measure']} "
         f"{target['value']:.4f}, asked at least {rule}"

@@ -46,12 +46,18 @@ class Work:
     def sample_rate(self) -> float:
         return self.batch / self.people
 
+    @property
+    def public_size(self) -> int:
+        """Of each agency, as it is declared."""
+        return round(self.people / (1 - TUNE - TEST))
+
     def records(self, agency: int) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of one agency's training people, float32: x (people, features) in [-1, 1], y 0 or 1."""
-        x, y, _ = self._everyone(agency)
+        x, y, _ = self.everyone(agency)
         return x[: self.people], y[: self.people]
 
-    def _everyone(self, agency: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def everyone(self, agency: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """(x, y, part) of all people of one agency, those to train on first."""
         rng = np.random.default_rng([agency, self.people, self.features])
         tune = round(self.people * TUNE / (1 - TUNE - TEST))
         part = ["train"] * self.people + ["tune"] * tune + ["test"] * tune
@@ -63,12 +69,11 @@ class Work:
         """The agencies' tables, their contract and agencies.yaml, as a person would lay them out."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "contract.yaml").write_text(yaml.safe_dump(self._contract(), sort_keys=False))
-        size = round(self.people / (1 - TUNE - TEST))
         listing = []
         for agency in range(self.agencies):
             name = f"agency-{agency:03d}"
             self._write_table(agency, folder / f"{name}.parquet")
-            listing.append({"name": name, "table": f"{name}.parquet", "public_size": size})
+            listing.append({"name": name, "table": f"{name}.parquet", "public_size": self.public_size})
         path = folder / "agencies.yaml"
         path.write_text(yaml.safe_dump({"contract": "contract.yaml", "agencies": listing}))
         return path
@@ -77,7 +82,7 @@ class Work:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        x, y, part = self._everyone(agency)
+        x, y, part = self.everyone(agency)
         sex = ["fm"[row % 2] for row in range(len(part))]
         table = dict(zip(self._columns(), x.T, strict=True)) | {"sex": sex, "outcome": y, "part": part}
         pq.write_table(pa.table(table), path)
