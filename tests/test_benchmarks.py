@@ -1,5 +1,6 @@
 """A tiny run of every piece of `make bench`, and that all sides do the same work. Nothing here asserts a time."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from sklearn.metrics import roc_auc_score
 
 import experiments.benchmarks.__main__ as bench
 from clients.node import open_node
 from experiments import run as run_module
-from experiments.benchmarks import peers, rounds, scaling, startup, tracking, work
+from experiments.benchmarks import peers, rounds, scaling, shared, startup, tracking, work
 from experiments.benchmarks.work import Work, local_grid, plain_module, resident, study
 from experiments.engines import LocalGrid
 from federation.server.tracking import NoTracker
@@ -151,3 +153,48 @@ def test_the_command_prints_a_table_and_writes_json(
 )
 def test_a_target_is_met_within_its_bound(bound: dict[str, float], expected: bool) -> None:
     assert bench.met({"value": 1.0, **bound}) is expected
+
+
+def test_people_of_the_shared_task_are_others_for_each_seed_under_one_truth() -> None:
+    one, other = shared.Task(seed=0, people=50), shared.Task(seed=1, people=50)
+    x, y, part = one.everyone(3)
+    assert x.shape == (one.public_size, shared.COLUMNS)
+    assert abs(x).max() <= 1
+    assert set(y) == {0, 1}
+    assert [part.count(name) for name in ("train", "tune", "test")] == [50, one.tune, one.test]
+    assert (one.everyone(3)[0] == x).all()
+    assert not (other.everyone(3)[0] == x).all()
+    everybody = [one.everyone(agency) for agency in range(one.agencies)]
+    best = roc_auc_score(
+        np.concatenate([y for _, y, _ in everybody]),
+        np.concatenate([shared.truth().log_odds(x) for x, _, _ in everybody]),
+    )
+    assert 0.8 < best < 0.9
+
+
+def test_every_way_to_train_is_measured_with_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {
+        name: (*settings, "rounds=2", "local.steps=1")
+        for name, settings in shared.LINES["small"].ways.items()
+    }
+    tiny = shared.Line(people=60, model=("model=logistic",), ways=few)
+    monkeypatch.setattr(shared, "LINES", {"small": tiny})
+    beyond = dataclasses.replace(shared.TARGETS[1], within=-0.5)  # nobody can be better by so much
+    monkeypatch.setattr(shared, "TARGETS", (shared.TARGETS[1], beyond))
+    with pytest.raises(SystemExit, match="1"):
+        shared.main(["--seeds", "1", "--out", str(tmp_path / "shared.json")])
+    written = json.loads((tmp_path / "shared.json").read_text())
+    rows = {row["name"]: row for row in written["lines"]["small"]}
+    assert list(rows) == [shared.PLAIN, shared.OTHERS, shared.OWN, shared.SHARED, shared.CENTRAL]
+    assert rows[shared.PLAIN]["epsilon"] is None
+    assert all(0.99 < rows[name]["epsilon"] <= 1 for name in list(rows)[1:])
+    assert all(row["auc"]["mean"] > 0.5 for row in rows.values())
+    spent = written["epsilon"]["small"][shared.SHARED]
+    assert spent["public"] < spent["coordinator"] < spent["everybody"]
+    target, missed = written["targets"]
+    assert target["bound"] == rows[shared.PLAIN]["auc"]["mean"] - 0.025
+    assert target["met"] == (rows[shared.SHARED]["auc"]["mean"] >= target["bound"])
+    assert not missed["met"]
+    assert "MISSED: small" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clients.data import PartName
-from experiments.benchmarks.utility import Target, verdict
+from experiments.benchmarks.utility import Target, shown, verdict
 from experiments.benchmarks.work import Work
 from experiments.compare import Entry, open_bench, summary
 from experiments.config import compose, read
@@ -234,7 +234,7 @@ def table(
                     "–" if (found := spent[row["name"]][viewer]) is None else f"{found:.2f}"
                     for viewer in order
                 ),
-                *(f"{row[key]['mean']:.4f} ± {row[key]['sd'] or 0:.4f}" for key in ("auc", "brier")),
+                *(shown(row[key], 4) for key in ("auc", "brier")),
             ]
         )
         + " |"

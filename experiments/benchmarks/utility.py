@@ -88,17 +88,18 @@ def table(line: str, rows: Sequence[Mapping[str, Any]]) -> str:
     head = f"| {line} | ε | AUC | Brier | worst gap | accuracy | mean of agencies' accuracies |\n|---|---|---|---|---|---|---|"
     lines = [
         f"| {row['name']} | {'–' if row['epsilon'] is None else format(row['epsilon'], 'g')} | "
-        + " | ".join(_shown(row[key]) for key in MEASURES)
+        + " | ".join(shown(row[key]) for key in MEASURES)
         + " |"
         for row in rows
     ]
     return "\n".join([head, *lines])
 
 
-def _shown(value: Mapping[str, float | None]) -> str:
+def shown(value: Mapping[str, float | None], digits: int = 3) -> str:
+    """mean ± sd, without an sd where there is one seed."""
     if value["mean"] is None:
         return "–"
-    return f"{value['mean']:.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
+    return f"{value['mean']:.{digits}f}" + ("" if value["sd"] is None else f" ± {value['sd']:.{digits}f}")
 
 
 def verdict(target: Mapping[str, Any]) -> str:
