@@ -145,8 +145,8 @@ LINES: Mapping[str, Line] = {
         ways=ways(
             plain="rounds=100 local.learning_rate=0.8 strategy.server_momentum=0.9",
             others="rounds=10 local.steps=10 privacy.max_grad_norm=1 local.learning_rate=4",
-            own="rounds=100 privacy.max_grad_norm=0.5 local.learning_rate=1.6",
-            shared="rounds=150 privacy.max_grad_norm=2 local.learning_rate=0.267",
+            own="rounds=100 privacy.max_grad_norm=0.5 local.learning_rate=1.6 strategy.server_momentum=0.9",
+            shared="rounds=150 privacy.max_grad_norm=2 local.learning_rate=0.267 strategy.server_momentum=0.9",
         ),
     ),
     "small": Line(
@@ -156,7 +156,7 @@ LINES: Mapping[str, Line] = {
             plain="rounds=100 local.learning_rate=0.8 strategy.server_momentum=0.9 local.weight_decay=0.001",
             others="rounds=10 local.steps=10 privacy.max_grad_norm=1 local.learning_rate=1",
             own="rounds=25 privacy.max_grad_norm=2 local.learning_rate=1 strategy.server_momentum=0",
-            shared="rounds=200 privacy.max_grad_norm=1.5 local.learning_rate=0.075",
+            shared="rounds=200 privacy.max_grad_norm=1.5 local.learning_rate=0.075 strategy.server_momentum=0.9",
         ),
     ),
     "mlp": Line(
@@ -166,7 +166,7 @@ LINES: Mapping[str, Line] = {
             plain="rounds=100 local.learning_rate=0.2 strategy.server_momentum=0.9 local.weight_decay=0.001",
             others="rounds=10 local.steps=3 privacy.max_grad_norm=1 local.learning_rate=3.33",
             own="rounds=100 privacy.max_grad_norm=2 local.learning_rate=1 strategy.server_momentum=0",
-            shared="rounds=100 privacy.max_grad_norm=2 local.learning_rate=0.2",
+            shared="rounds=100 privacy.max_grad_norm=2 local.learning_rate=0.2 strategy.server_momentum=0.9",
         ),
     ),
 }
