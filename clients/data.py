@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from models.contract import Contract, validate
-from models.features import bound_rows, encode, split
+from models.features import assignment, bound_rows, encode, split
 from models.table import MISSING_TEXT, Table, is_number
 
 ReadAs = Literal["number", "text"]
@@ -42,11 +42,16 @@ class Part:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """An agency's encoded people by part. clipped, unknown: counts by column, for this machine alone."""
+    """An agency's encoded people by part. clipped, unknown: counts by column, for this machine alone.
+
+    assignment: names who is in which part where the contract's split column says it, "" where the key deals
+    (`models.features.assignment`); for this machine alone as well.
+    """
 
     parts: dict[PartName, Part]
     clipped: dict[str, int]
     unknown: dict[str, int]
+    assignment: str
 
 
 def load(
@@ -89,7 +94,8 @@ def prepare(
         who = part == part_name
         y = None if people.y is None else people.y[who]
         parts[part_name] = Part(people.x[who], y, people.present[who], people.group[who])
-    return Dataset(parts, people.clipped, people.unknown)
+    said = "" if people.part is None else assignment(people.ids, people.part, key)
+    return Dataset(parts, people.clipped, people.unknown, said)
 
 
 def load_values(
@@ -111,7 +117,7 @@ def load_values(
     elif not is_number(table[column]):
         problems.append(f"column {column!r} must be a number")
     if not problems:
-        latest = bound_rows(contract, table)[1][:, -1]
+        latest = bound_rows(rows_alone, table, kind)[1][:, -1]
         if len(latest) >= min_people:
             return np.asarray(table[column][latest], dtype=np.float64)
         problems.append(f"the table has fewer people than the {min_people} that are required")

@@ -4,11 +4,11 @@ Each person falls in exactly one cell (group, score bin, outcome), so adding or 
 changes the table by at most 1 in L2, and one Gaussian draw pays for accuracy, fairness and calibration.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
+from clients import blocks, noise
+from clients.randomness import Stream
 from models.scores import tally
 
 
@@ -28,7 +28,8 @@ def table_counts(
     if x.ndim == 3:
         x, y = x[:, -1], y[:, -1]
     with torch.no_grad():
-        score = torch.sigmoid(module(x)).double().numpy()
+        score = torch.sigmoid(blocks.logits(module, x)).double().numpy()
+    score = np.nan_to_num(score, nan=0.0)  # an overflow is one person's: it must not show as an error
     return tally(edges, group, score, y.numpy(), n_groups).counts.astype(np.float64)
 
 
@@ -41,13 +42,11 @@ def noised_table(
     edges: np.ndarray,
     n_groups: int,
     sigma: float,
-    noise: Callable[[int, float], torch.Tensor],
+    stream: Stream,
 ) -> np.ndarray:
-    """`table_counts`, each with independent Gaussian noise of std `sigma` people.
+    """`table_counts`, each with independent discrete Gaussian noise of std `sigma` people (`clients.noise`).
 
-    `sigma` is 0 only where the plan says that there is no privacy.
+    `sigma` is 0 only where the plan says that there is no privacy: then the counts are exact.
     """
     counts = table_counts(module, x, y, group, edges=edges, n_groups=n_groups)
-    if sigma > 0:
-        counts = counts + noise(counts.size, sigma).double().numpy().reshape(counts.shape)
-    return counts
+    return noise.noised(counts, noise.of_counts(sigma), stream) if sigma > 0 else counts

@@ -20,7 +20,7 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from clients import keys, randomness
+from clients import keys, noise, randomness
 from clients.data import DataError, Dataset, load, load_values
 from clients.evaluate import noised_table, table_counts
 from clients.keys import KeyFileError
@@ -55,6 +55,8 @@ from federation.stats import holds, why_not
 from models import quantiles, risk
 from models.contract import Contract, ContractError
 from models.features import layout
+
+LARGEST_WEIGHT = 1e6  # of an order; models with larger ones overflow for some people and not for others
 
 
 class NodeError(ValueError):
@@ -132,13 +134,14 @@ class Node:
         self.policy.review_stats(plan)
         self._must_agree(plan)
         self._may_be_asked(plan.column)
+        grid = _can_be_drawn(noise.of_sums, plan.sigma)
         self._meet(order.heads)
         sums = quantiles.weighted(quantiles.tally(self._values(plan.column)))
         named = replace(plan.release(), split_id=self._split_id(plan))
         self.ledger.charge(_facts(plan), plan.order_id, [named])
-        noise = randomness.gaussian(self._stats_stream(plan))(sums.size, plan.sigma)
+        noised = noise.noised(sums, grid, self._stats_stream(plan))
         self.log.info("run %s: released a table of the values of %s", plan.run_id, plan.column)
-        return StatsReply(self.facts.name, sums + noise.double().numpy(), (plan.release(),), self.head)
+        return StatsReply(self.facts.name, noised, (plan.release(),), self.head)
 
     def make_keys(self, order: KeysOrder) -> Keys:
         """Fresh mask keys for a run that the policy permits, with the head that this node keeps of its neighbour."""
@@ -230,8 +233,19 @@ class Node:
             beside.replace(path)
 
     def _split_id(self, plan: Terms) -> str:
-        """Names how people are dealt into parts: another secret, fraction or split column is another split."""
-        text = f"{plan.tune_fraction}|{plan.test_fraction}|{self.contract.split or ''}"
+        """Names how people are dealt into parts: within one split id, whoever stays has the same part.
+
+        Another secret, fraction, unit, or column that names a person (or a row) is another split. Where a column
+        says the parts, what it says in the loaded table is in it, so any change there is another split: it then
+        depends on records, reads them, and never leaves. Older ledgers named the same deals otherwise; losses
+        compose across the two names, which can only overstate them.
+        """
+        unit, needs = self.contract.unit, self.contract.needs(self.facts.kind)
+        names = sorted(needs) if unit.column is None else [unit.column]
+        named_by = [(name, needs.get(name)) for name in names]
+        fractions = (plan.tune_fraction, plan.test_fraction)
+        said = self._dataset(*fractions).assignment if self.contract.split else ""
+        text = json.dumps([*fractions, unit.kind, named_by, self.contract.split, said])
         return hashlib.blake2b(
             text.encode(), key=keys.secret(self.folder / "split.key"), digest_size=8
         ).hexdigest()
@@ -241,6 +255,9 @@ class Node:
         self._must_agree(plan)
         if plan.privacy.shared is not None:
             self._must_fit(plan, plan.privacy.shared)
+        elif plan.privacy.mechanism == "local":
+            for sigma in (plan.privacy.tune_sigma, plan.privacy.test_sigma):
+                _can_be_drawn(noise.of_counts, sigma)
 
     def _must_agree(self, plan: Terms) -> None:
         """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""
@@ -291,6 +308,10 @@ class Node:
         if plan.model not in self._modules:
             self._modules = {plan.model: risk.build(plan.model, len(layout(self.contract).names))}
         module = self._modules[plan.model]
+        if not all((np.abs(values) <= LARGEST_WEIGHT).all() for values in weights.values()):  # nor NaN
+            raise Refused(
+                Reason.MALFORMED, f"a weight is not within ±{LARGEST_WEIGHT:g}: the model has diverged"
+            )
         try:
             risk.load_weights(module, weights)
         except ValueError as error:
@@ -339,7 +360,7 @@ class Node:
             edges=np.asarray(order.plan.edges),
             n_groups=len(self.contract.group_names),
             sigma=privacy.tune_sigma if part == "tune" else privacy.test_sigma,
-            noise=self._noise(order, part),
+            stream=self._stream(order, f"{part} noise"),
         )
 
     def _train(
@@ -465,6 +486,7 @@ class Resident:
     """The encoded parts as tensors that stay in memory between rounds."""
 
     def __init__(self, dataset: Dataset) -> None:
+        self.assignment = dataset.assignment
         self._parts = {
             name: (
                 torch.from_numpy(part.x),
@@ -511,6 +533,14 @@ def _read_node_file(path: Path) -> NodeFile:
         raise NodeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         raise NodeError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
+
+
+def _can_be_drawn(grid: Callable[[float], noise.Grid], sigma: float) -> noise.Grid:
+    """The grid for noise of `sigma` people; `Refused(MALFORMED)` where there is none, whatever the records are."""
+    try:
+        return grid(sigma)
+    except ValueError as error:
+        raise Refused(Reason.MALFORMED, str(error)) from None
 
 
 def _must_be_the_draws(order: RoundOrder, draws: int) -> None:

@@ -13,9 +13,14 @@ The sum s comes from book-keeping where the model is a stack of Linear and ReLU:
 with input a and output gradient g, |g_i|^2 = |a|^2 |g|^2 (Goodfellow, arXiv:1510.01799), so a person's
 gradient is never written out (Bu et al., arXiv:2210.00038). Any other model goes through Opacus' hooks.
 Opacus' optimizer takes s, adds the noise, divides and steps.
+
+Whatever the weights, one person moves s by no more than C: each is computed in a block of one shape
+(`clients.blocks`), and whoever has a gradient that is not finite adds nothing, since one person's overflow must
+neither show as an error nor spread to the others' sum.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
@@ -27,27 +32,37 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.functional import binary_cross_entropy_with_logits as logistic_loss
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
+from clients import blocks
 from federation.plan import MOST_ROWS, LocalPlan, PrivacyPlan
 from models.risk import Stack
 
 Noise = Callable[[int, float], Tensor]  # (n, std) -> n Gaussian draws, flat float32
 Sampling = Callable[[int, float], np.ndarray]  # (n, q) -> indices of those drawn, each with chance q
-ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat
+ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat float64
+Gradients = Callable[
+    [Tensor, Tensor, Tensor], "Kept"
+]  # (x, y, weight of each row) of a block -> clipped gradients
+Kept = list[
+    tuple[Tensor, Tensor, bool]
+]  # of each layer: input a, gradient g of its output, whether there is a bias
+Shapes = tuple[
+    tuple[tuple[int, ...], bool], ...
+]  # of each layer: its weight's shape, whether there is a bias
 Values = np.ndarray | Tensor
 
 # float32 rounds what one person adds by less than this part of the size of their rows' gradients;
-# people are clipped that much inside C, so that nobody adds more than C. (Adding up a batch rounds
-# by about 1e-7 of the sum, far below the noise; that is not counted.)
+# people are clipped that much inside C, so that nobody adds more than C. Sums are in float64.
 ROUNDING = 2e-6
 
-# `dp_sum` takes everything in float64: what others add then moves by rounding alone when one person joins a batch.
-# There a person's rows count more, at most C / ROW_SLACK in all, so that what cancels between rows cannot hide a
-# rounding error. Added up by chunks of CHUNK rows, 2^20 rows are then off by at most
+# `dp_sum` takes everything in float64, where a person's rows count more, at most C / ROW_SLACK in all, so that what
+# cancels between rows cannot hide a rounding error. Added up by chunks of CHUNK rows, 2^20 rows are then off by at most
 # (CHUNK + 2^20 / CHUNK) 2^-53 2^20 C / ROW_SLACK = 2^-13 C: half of SUM_SLACK, which counts two such sums.
 ROW_SLACK = 2.0**-9
 CHUNK = 1024
+
+ALIGNED = 8  # numbers of float64 in a line of memory
 
 
 def dp_fit(
@@ -79,11 +94,12 @@ def dp_fit(
     start = _flatten({name: p.detach() for name, p in module.named_parameters()})
     weights = nn.Parameter(start.clone())
     clipped_sum = _summer(module, weights.data, privacy.max_grad_norm)
+    weights.grad = torch.zeros_like(weights)
     optimizer = _Optimizer(weights, noise, privacy, local.learning_rate, expected_batch)
     optimizer.attach_step_hook(_after_noise(weights, start, local, _flat_mask(module, free)))
     with torch.inference_mode(_linear_layers(module) is not None):  # book-keeping needs no autograd
         for _ in range(local.steps):
-            weights.grad = clipped_sum(*_drawn(x, y, present, sampling(len(x), privacy.sample_rate)))
+            optimizer.batch_sum = clipped_sum(*_drawn(x, y, present, sampling(len(x), privacy.sample_rate)))
             optimizer.step()
     return _finish(module, start, weights.data)
 
@@ -101,25 +117,24 @@ def dp_sum(
     """One Poisson batch's clipped sum s at the module's weights, float64, flat in the module's order.
 
     No noise is in it: it must not leave. All of it is computed in float64. Adding up to `MOST_ROWS` rows
-    rounds by less than half of `federation.plan.SUM_SLACK` x C. ValueError for more rows, and for shapes that
-    do not fit.
+    rounds by less than half of `federation.plan.SUM_SLACK` x C. ValueError for an agency with more rows (whatever
+    the batch: the coordinator chooses who may be in one), and for shapes that do not fit.
     """
     x, y, present = _resident(x, y, present)
     _check_logits(module, x)
+    if math.prod(x.shape[:-1]) > MOST_ROWS:
+        raise ValueError(f"shared noise is for at most {MOST_ROWS} rows at one agency")
     weights = _flatten({name: p.detach().double() for name, p in module.named_parameters()})
     total = _summer(module, weights, max_grad_norm)
     with torch.inference_mode(_linear_layers(module) is not None):
-        batch = sampling(len(x), sample_rate)
-        if len(batch) * math.prod(x.shape[1:-1]) > MOST_ROWS:
-            raise ValueError(f"a batch may have {MOST_ROWS} rows at most: lower privacy.sample_rate")
-        x, y, present = _drawn(x, y, present, batch)
+        x, y, present = _drawn(x, y, present, sampling(len(x), sample_rate))
         return total(x.double(), y.double(), None if present is None else present.double()).numpy()
 
 
 def clipped_sum(
     module: nn.Module, x: Values, y: Values, present: Values | None, max_grad_norm: float
 ) -> dict[str, Tensor]:
-    """s, the sum of the clipped gradients of everyone in x, by parameter: what the noise must hide.
+    """s, the sum of the clipped gradients of everyone in x, by parameter, float64: what the noise must hide.
 
     Sensitivity: with one person more it moves by at most `max_grad_norm` in L2.
     """
@@ -169,11 +184,13 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer over one flat parameter, with noise from the source that it is given.
 
     Two methods differ from Opacus: `add_noise`, because Opacus can only draw from a torch.Generator,
-    which the operating system cannot feed; and `accumulate`, which need not copy: a step is one batch.
+    which the operating system cannot feed; and `accumulate`, which takes the whole batch's sum from `batch_sum`.
+    That is float64 and becomes float32 when the noise is in it: rounding then is nobody's.
     `params` is the same list that Opacus collects anew three times a step.
     """
 
     params: Sequence[Any] = ()
+    batch_sum: Tensor | None = None
 
     def __init__(
         self, weights: nn.Parameter, noise: Noise, privacy: PrivacyPlan, lr: float, expected_batch: float
@@ -191,13 +208,14 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
     def accumulate(self) -> None:
         for p in self.params:
-            p.summed_grad = p.grad
+            p.summed_grad = self.batch_sum
 
     def add_noise(self) -> None:
         for p in self.params:
-            p.grad = p.summed_grad
+            noised = p.summed_grad
             if self.noise_multiplier > 0:  # without privacy the norm may be inf, and 0 x inf is not 0
-                p.grad = p.summed_grad + self.noise(p.numel(), self.noise_multiplier * self.max_grad_norm)
+                noised = noised + self.noise(p.numel(), self.noise_multiplier * self.max_grad_norm)
+            p.grad = noised.to(p.dtype)
 
 
 @final
@@ -240,13 +258,54 @@ def _after_noise(
 def _summer(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedSum:
     """The clipped sum as a function of a batch, at whatever `weights` (flat) holds when it is called.
 
-    Batch and sum have the dtype of `weights`: float32, or float64 for `dp_sum`.
+    The batch has the dtype of `weights`: float32, or float64 for `dp_sum`. The sum is float64.
     """
     layers = _linear_layers(module)
     if layers is None:
         return _hooks(module, weights, max_grad_norm)
     at = _unflatten(module, weights)
-    return _book_keeping([(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers], max_grad_norm)
+    named = [(at[f"{name}.weight"], at.get(f"{name}.bias")) for name in layers]
+    shapes = tuple((tuple(weight.shape), bias is not None) for weight, bias in named)
+    gradients = _book_keeping(named, max_grad_norm)
+
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
+        weight = torch.ones_like(y) if present is None else present
+        if _size_for(shapes, tuple(x.shape[1:]), x.dtype) == 1:
+            return _one_by_one(gradients, 1, x, y, weight)
+        return _sum_of(gradients(*blocks.filled(blocks.SIZE, x, y, weight)))
+
+    return clipped_sum
+
+
+def _one_by_one(gradients: Gradients, size: int, *batch: Tensor) -> Tensor:
+    """The sum of one block of `size` after the other, CHUNK of them at a time."""
+    split = zip(*(torch.split(t, size) for t in blocks.filled(size, *batch)), strict=True)
+    totals: list[Tensor] = []
+    for number, block in enumerate(split):
+        part = _sum_of(gradients(*block))
+        if number % CHUNK == 0:
+            totals.append(part)
+        else:
+            totals[-1] += part
+    return _total(totals)
+
+
+def _sum_of(kept: Kept) -> Tensor:
+    return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
+
+
+@functools.lru_cache(maxsize=64)
+def _size_for(shapes: Shapes, row: tuple[int, ...], dtype: torch.dtype) -> int:
+    generator = torch.Generator().manual_seed(1)
+    drawn = functools.partial(torch.randn, generator=generator, dtype=dtype)
+    layers = [(drawn(shape), drawn(shape[0]) if has_bias else None) for shape, has_bias in shapes]
+    return blocks.size_for(functools.partial(_all_of, _book_keeping(layers, 1.0)), row, dtype)
+
+
+def _all_of(gradients: Gradients, x: Tensor) -> list[Tensor]:
+    """Everything that `gradients` says about x, for outcomes of 0."""
+    rows = x.new_ones(x.shape[:-1])
+    return [t for a, g, _ in gradients(x, torch.zeros_like(rows), rows) for t in (a, g)]
 
 
 def _linear_layers(module: nn.Module) -> list[str] | None:
@@ -261,42 +320,84 @@ def _linear_layers(module: nn.Module) -> list[str] | None:
     return [f"layers.{i}" for i in range(0, len(layers), 2)]
 
 
-def _book_keeping(layers: list[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> ClippedSum:
-    """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output."""
+def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm: float) -> Gradients:
+    """Book-keeping: one forward pass that keeps each layer's input, one backward to each layer's output.
 
-    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
-        inputs = [x]
-        for weight, bias in layers[:-1]:
-            inputs.append(linear(inputs[-1], weight, bias).relu_())
-        error = torch.sigmoid(linear(inputs[-1], *layers[-1])).sub_(y.unsqueeze(-1))  # d loss / d logit
-        outputs = [error if present is None else error.mul_(present.unsqueeze(-1))]
-        for (weight, _), a in zip(layers[:0:-1], inputs[:0:-1], strict=True):
-            outputs.append((outputs[-1] @ weight).mul_(a > 0))
+    Matrix products go by `blocks.SIZE` people; give it whole blocks, or one person. Widths are filled up with zeros to
+    whole lines of memory, because kernels treat rows that are not aligned by turns; what leaves is cut again.
+    """
+    widths = [weight.shape[1] for weight, _ in layers]
+
+    def by_blocks(product: Callable[..., Tensor], t: Tensor, *others: Tensor | None) -> Tensor:
+        return torch.cat([product(block, *others) for block in torch.split(t, blocks.SIZE)])
+
+    def gradients(x: Tensor, y: Tensor, weight: Tensor) -> Kept:
+        wide = [_widened(layer, last=layer is layers[-1]) for layer in layers]
+        inputs = [pad(x, (0, -widths[0] % ALIGNED))]
+        for matrix, bias in wide[:-1]:
+            inputs.append(by_blocks(linear, inputs[-1], matrix, bias).relu_())
+        error = torch.sigmoid(by_blocks(linear, inputs[-1], *wide[-1])).sub_(
+            y.unsqueeze(-1)
+        )  # d loss / d logit
+        outputs = [error.mul_(weight.unsqueeze(-1))]
+        for (matrix, _), a in zip(wide[:0:-1], inputs[:0:-1], strict=True):
+            outputs.append(by_blocks(torch.matmul, outputs[-1], matrix).mul_(a > 0))
         kept = [
-            (a, g, bias is not None) for a, g, (_, bias) in zip(inputs, outputs[::-1], layers, strict=True)
+            (a[..., :width], g[..., : len(matrix)], bias is not None)
+            for a, g, width, (matrix, bias) in zip(inputs, outputs[::-1], widths, layers, strict=True)
         ]
-        if max_grad_norm < math.inf:
-            slack = ROW_SLACK if x.dtype is torch.float64 else ROUNDING
-            factor = _clip_factors(_squared_norms(kept, slack), max_grad_norm).to(x.dtype)
-            factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
-            for _, g, _ in kept:
-                g.mul_(factor)
-        return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
+        if max_grad_norm == math.inf:
+            return kept
+        slack = ROW_SLACK if x.dtype is torch.float64 else ROUNDING
+        squared = torch.cat(
+            [_squared_norms(block, slack) for block in _split_kept(kept)]
+            if x.ndim == 3
+            else [_squared_norms(kept, slack)]
+        )
+        finite = torch.isfinite(squared)
+        if not finite.all():  # 0 x inf is not 0, so both go
+            there = finite.view(-1, 1) if x.ndim == 2 else finite.view(-1, 1, 1)
+            kept = [(a.where(there, 0.0), g.where(there, 0.0), has_bias) for a, g, has_bias in kept]
+            squared = squared.where(finite, 0.0)
+        factor = _clip_factors(squared, max_grad_norm).to(x.dtype)
+        factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
+        for _, g, _ in kept:
+            g.mul_(factor)
+        return kept
 
-    return clipped_sum
+    return gradients
+
+
+def _widened(layer: tuple[Tensor, Tensor | None], *, last: bool) -> tuple[Tensor, Tensor | None]:
+    """A layer with columns, and rows unless it is the `last`, of zeros up to a multiple of ALIGNED."""
+    weight, bias = layer
+    rows = 0 if last else -len(weight) % ALIGNED
+    columns = -weight.shape[1] % ALIGNED
+    return pad(weight, (0, columns, 0, rows)), None if bias is None else pad(bias, (0, rows))
+
+
+def _split_kept(kept: Kept) -> list[Kept]:
+    split = [
+        [
+            (a_, g_, has_bias)
+            for a_, g_ in zip(torch.split(a, blocks.SIZE), torch.split(g, blocks.SIZE), strict=True)
+        ]
+        for a, g, has_bias in kept
+    ]
+    return [list(block) for block in zip(*split, strict=True)]
 
 
 def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]], row_slack: float) -> Tensor:
     """The squared norm of each person's gradient, (B,). A bias is an input of 1.
 
-    With several rows it is |sum_r g_r a_r^T|^2 = sum_rs (a_r . a_s)(g_r . g_s), in float64 because rows
-    may cancel; and float32 rounds each row's gradient, so the norm is raised by `row_slack` x their sizes.
+    In float64, where squares of float32 neither vanish nor overflow: a norm of 0 is not clipped. (Of float64 they may
+    vanish, where |a| |g| is far below the least C of a plan.) With several rows it is
+    |sum_r g_r a_r^T|^2 = sum_rs (a_r . a_s)(g_r . g_s), whose rows may cancel, and each row's gradient was
+    rounded, so the norm is raised by `row_slack` x their sizes.
     """
     if kept[0][0].ndim == 2:
-        return _total(
-            vector_norm(a, dim=1).square_().add_(has_bias).mul_(vector_norm(g, dim=1).square_())
-            for a, g, has_bias in kept
-        )
+        norm = functools.partial(vector_norm, dim=1, dtype=torch.float64)
+        return _total(norm(a).square_().add_(has_bias).mul_(norm(g).square_()) for a, g, has_bias in kept)
     wide = [(a.double(), g.double(), has_bias) for a, g, has_bias in kept]
     gram = _total((a @ a.mT + has_bias) * (g @ g.mT) for a, g, has_bias in wide)  # (B, k, k)
     rows = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
@@ -315,10 +416,9 @@ def _clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
 
 
 def _layer_sums(a: Tensor, g: Tensor, has_bias: bool) -> list[Tensor]:
-    """sum over people and rows of g a^T, and of g for the bias, flat."""
-    several_rows = a.ndim == 3
-    a, g = a.flatten(0, -2), g.flatten(0, -2)
-    if several_rows and a.dtype is torch.float64 and len(a) > CHUNK:
+    """sum over people and rows of g a^T, and of g for the bias, flat float64."""
+    a, g = a.flatten(0, -2).double(), g.flatten(0, -2).double()
+    if len(a) > CHUNK:
         pairs = zip(torch.split(a, CHUNK), torch.split(g, CHUNK), strict=True)
         chunks = [_layer_sums(*both, has_bias) for both in pairs]
         return [_total(parts) for parts in zip(*chunks, strict=True)]
@@ -333,21 +433,47 @@ def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedS
     twin = copy.deepcopy(module).to(weights.dtype).train()
     for name, view in _unflatten(twin, weights).items():
         twin.get_parameter(name).data = view
+    gradients = _hooked_gradients(twin, max_grad_norm)
+    sizes: dict[tuple[int, ...], int] = {}
+
+    def size_for(row: tuple[int, ...]) -> int:
+        if row not in sizes:
+            trial = _hooked_gradients(blocks.stirred(module, weights.dtype).train(), 1.0)
+
+            def all_of(x: Tensor) -> list[Tensor]:
+                found = [_all_of(trial, block) for block in torch.split(x, blocks.SIZE)]
+                return [torch.cat(each) for each in zip(*found, strict=True)]
+
+            sizes[row] = blocks.size_for(all_of, row, weights.dtype)
+        return sizes[row]
+
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
+        weight = torch.ones_like(y) if present is None else present
+        return _one_by_one(gradients, size_for(tuple(x.shape[1:])), x, y, weight)
+
+    return clipped_sum
+
+
+def _hooked_gradients(twin: nn.Module, max_grad_norm: float) -> Gradients:
+    """Whole gradients in the form of `Kept`: one "layer" of input 1, whose output's gradient is the person's."""
     hooked = GradSampleModule(twin, loss_reduction="sum")  # strict: refuses BatchNorm, which mixes people
     parameters: list[Any] = list(twin.parameters())  # Any: Opacus adds grad_sample to them
 
-    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
-        if len(x) == 0:
-            return torch.zeros_like(weights)
+    def gradients(x: Tensor, y: Tensor, weight: Tensor) -> Kept:
         x = x.detach().requires_grad_()  # PyTorch warns of a backward hook whose input needs no gradient
         losses = logistic_loss(hooked(x), y, reduction="none")
-        torch.autograd.backward((losses if present is None else losses * present).sum())
-        samples = [p.grad_sample.flatten(1) for p in parameters]
+        torch.autograd.backward((losses * weight).sum())
+        g = torch.cat([p.grad_sample.flatten(1) for p in parameters], dim=1)
         hooked.zero_grad()  # drops grad_sample too
-        factor = _clip_factors(_total(sample.square().sum(1) for sample in samples), max_grad_norm)
-        return torch.cat([factor @ sample for sample in samples])
+        if max_grad_norm < math.inf:
+            squared = vector_norm(g, dim=1, dtype=torch.float64).square_()
+            finite = torch.isfinite(squared)
+            g = g.where(finite.view(-1, 1), 0.0)
+            factor = _clip_factors(squared.where(finite, 0.0), max_grad_norm).to(g.dtype)
+            g.mul_(factor.view(-1, 1))
+        return [(g.new_ones(len(g), 1), g, False)]
 
-    return clipped_sum
+    return gradients
 
 
 # --- shapes -------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ SHOWN = ("auc", "brier", "worst_gap")
 NOTE = (
     "These rows are measured without noise, on the held-out people of all agencies together: only a simulation "
     "can do that. Pooled puts everybody's rows in one place, federated leaves them where they are; both, and "
-    "each agency alone, are without privacy, so they have no ε. Worst gap: the largest equalised-odds gap "
+    "each agency alone, are without privacy, so they have no ε. With shared noise ε is to the coordinator and the "
+    "agencies that may collude with it. Worst gap: the largest equalised-odds gap "
     "between groups at the cutoff; groups that are too small are left out."
 )
 Tell = Callable[[str], None]

@@ -31,6 +31,7 @@ Share = Annotated[int, Field(ge=1)]
 # neighbouring tables.
 MOST_ROWS = 2**20
 SUM_SLACK = 2.0**-12
+NORMS = (1e-3, 1e6)  # of max_grad_norm: far from where squares of gradients vanish or overflow
 SMALLEST_SHARE = 8  # grid steps: the sum of shares is then a discrete Gaussian to exp(-600)
 
 
@@ -182,6 +183,10 @@ class PrivacyPlan(Agreed):
         if self.mechanism != "none" and not (noised and np.isfinite(self.max_grad_norm)):
             raise ValueError(
                 f"mechanism {self.mechanism} needs a finite max_grad_norm and noise above 0 everywhere"
+            )
+        if self.mechanism != "none" and not NORMS[0] <= self.max_grad_norm <= NORMS[1]:
+            raise ValueError(
+                f"max_grad_norm must be from {NORMS[0]:g} to {NORMS[1]:g}, got {self.max_grad_norm:g}"
             )
         if self.mechanism == "none" and self.noise_multiplier + self.tune_sigma + self.test_sigma > 0:
             raise ValueError("mechanism none must say 0 for every noise")

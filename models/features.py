@@ -5,6 +5,7 @@ so encoding fits nothing and spends no privacy. A person's rows are bounded befo
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,19 @@ from typing import final
 import numpy as np
 
 from models.contract import FLAG_LEVELS, PARTS, Category, Column, Contract, Flag, Number, Ordinal
-from models.table import MISSING, UNKNOWN, Table, codes, is_number, number_people, order_key, texts
+from models.table import (
+    MISSING,
+    UNKNOWN,
+    Table,
+    canonical,
+    codes,
+    is_number,
+    number_people,
+    order_key,
+    texts,
+)
+
+_CHUNK = 65_536  # rows whose cells are laid side by side at a time
 
 
 @final
@@ -61,7 +74,7 @@ def encode(contract: Contract, table: Table, kind: str | None) -> Encoded:
     `ValueError` names a column that is absent or not a number.
     """
     _check(contract, table, kind)
-    ids, take = bound_rows(contract, table)
+    ids, take = bound_rows(contract, table, kind)
     there = take >= 0
     rows, latest = take[there], take[:, -1]
     x = np.zeros((*take.shape, len(layout(contract).names)), dtype=np.float32)
@@ -77,18 +90,16 @@ def encode(contract: Contract, table: Table, kind: str | None) -> Encoded:
     return Encoded(x, y, present, _group(contract, table, latest, kind), ids, part, clipped, unknown)
 
 
-def bound_rows(contract: Contract, table: Table) -> tuple[np.ndarray, np.ndarray]:
+def bound_rows(contract: Contract, table: Table, kind: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Which rows count: (ids (n,), row numbers int64 (n, k) with the most recent last and -1 for none).
 
     People come in the order in which they first appear. Of one person the `unit.rows` most recent rows
-    count, by `order_by` and among equals by position.
+    count, by `order_by` and among equals by position. Where the unit is the row, `row_ids` names it.
     """
     unit = contract.unit
     if unit.column is None:
-        n = len(next(iter(table.values())))
-        ids = np.empty(n, dtype=object)
-        ids[:] = [f"row-{i}" for i in range(n)]
-        return ids, np.arange(n)[:, None]
+        ids = row_ids(contract, table, kind)
+        return ids, np.arange(len(ids))[:, None]
     ids, person = number_people(table[unit.column])
     key = order_key(table[unit.order_by]) if unit.order_by else np.zeros(len(person))
     if key is None:
@@ -100,6 +111,50 @@ def bound_rows(contract: Contract, table: Table) -> tuple[np.ndarray, np.ndarray
     take = np.full((len(ids), unit.rows), -1, dtype=np.int64)
     take[person[kept], unit.rows - 1 - from_last[kept]] = order[kept]
     return ids, take
+
+
+def row_ids(contract: Contract, table: Table, kind: str | None) -> np.ndarray:
+    """A name for each row, objects (rows,): a hash of its cells, and a number among rows that are alike.
+
+    The cells are those of the columns that this kind needs, read as the contract reads them: the same from
+    CSV and Parquet, wherever the row is. Rows that are alike are encoded alike, so it does not matter which
+    of them has which number: one row more or less names, and deals, no other row anew.
+    """
+    needs = contract.needs(kind)
+    columns = [(table[name], needs[name], _Digests()) for name in sorted(needs) if name in table]
+    n = len(next(iter(table.values())))
+    ids = np.empty(n, dtype=object)
+    seen: dict[str, int] = {}
+    for start in range(0, n, _CHUNK):
+        here = slice(start, min(start + _CHUNK, n))
+        rows = here.stop - start
+        cells = [_cells(values[here], read_as, digests) for values, read_as, digests in columns]
+        joined = np.concatenate([np.empty((rows, 0), dtype=np.uint8), *cells], axis=1)
+        width, data = joined.shape[1], joined.tobytes()
+        for i in range(rows):
+            name = hashlib.blake2b(data[i * width : (i + 1) * width], digest_size=16).hexdigest()
+            number = seen.get(name, 0)
+            seen[name] = number + 1
+            ids[start + i] = f"{name}-{number}"
+    return ids
+
+
+def _cells(values: np.ndarray, read_as: str, digests: "_Digests") -> np.ndarray:
+    """Cells as bytes of one width, uint8 (n, width): equal where, and only where, they are read alike."""
+    if read_as == "number":
+        numbers = values.astype("<f8") + 0.0  # no minus zero
+        numbers[np.isnan(numbers)] = np.nan  # one of the many
+        return numbers.view(np.uint8).reshape(len(values), 8)
+    data = b"".join(map(digests.__getitem__, values.tolist()))
+    return np.frombuffer(data, dtype=np.uint8).reshape(len(values), 16)
+
+
+class _Digests(dict[object, bytes]):
+    def __missing__(self, value: object) -> bytes:
+        text = canonical(value)
+        digest = hashlib.blake2b(b"" if text is None else b"=" + text.encode(), digest_size=16).digest()
+        self[value] = digest
+        return digest
 
 
 def split(ids: np.ndarray, fractions: Mapping[str, float], key: bytes) -> np.ndarray:
@@ -116,13 +171,25 @@ def split(ids: np.ndarray, fractions: Mapping[str, float], key: bytes) -> np.nda
         )
     if not key:
         raise ValueError("the key of a split must not be empty")
-    secret = key if len(key) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(key).digest()
+    secret = _secret(key)
     digests = b"".join(
         hashlib.blake2b(str(i).encode(), digest_size=8, key=secret).digest() for i in ids.tolist()
     )
     uniform = np.frombuffer(digests, dtype=">u8") / 2.0**64
     place = np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")
     return np.array(PARTS, dtype=object)[place]
+
+
+def assignment(ids: np.ndarray, part: np.ndarray, key: bytes) -> str:
+    """A keyed hash of who is in which part, hex: another where anybody moved, came or went, in any order."""
+    text = json.dumps(
+        sorted(f"{where} {who}" for who, where in zip(ids.tolist(), part.tolist(), strict=True))
+    )
+    return hashlib.blake2b(text.encode(), digest_size=16, key=_secret(key)).hexdigest()
+
+
+def _secret(key: bytes) -> bytes:
+    return key if len(key) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(key).digest()
 
 
 def _check(contract: Contract, table: Table, kind: str | None) -> None:

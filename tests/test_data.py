@@ -212,6 +212,33 @@ def test_prepare_is_load_for_a_table_in_memory(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.parts["test"].x, loaded(tmp_path / "t.csv").parts["test"].x)
 
 
+def test_a_row_is_dealt_alike_from_csv_and_parquet_and_wherever_it_is(tmp_path: Path) -> None:
+    contract = Contract.from_dict(VALUES | {"unit": {"kind": "row"}})
+    plain = frame().assign(charge=lambda table: table["charge"].replace("", None))  # y stays a whole number
+    plain.to_csv(tmp_path / "t.csv", index=False)
+    plain.to_parquet(tmp_path / "t.parquet")
+    plain[::-1].to_csv(tmp_path / "backwards.csv", index=False)
+    one = loaded(tmp_path / "t.csv", contract=contract)
+    other = loaded(tmp_path / "t.parquet", contract=contract)
+    backwards = loaded(tmp_path / "backwards.csv", contract=contract)
+    for name, part in one.parts.items():
+        assert len(part.x) > 0
+        np.testing.assert_array_equal(part.x, other.parts[name].x)
+        np.testing.assert_array_equal(part.x, backwards.parts[name].x[::-1])
+
+
+def test_what_a_split_column_says_has_a_name_and_a_keyed_split_has_none(tmp_path: Path) -> None:
+    contract = Contract.from_dict(VALUES | {"split": {"column": "part"}})
+    dealt = frame().assign(part=["train", "tune", "test"] * 20)
+    dealt.to_csv(tmp_path / "t.csv", index=False)
+    dealt[::-1].to_csv(tmp_path / "backwards.csv", index=False)
+    dealt.assign(part=["tune", "train", "test"] * 20).to_csv(tmp_path / "other.csv", index=False)
+    name = loaded(tmp_path / "t.csv", contract=contract).assignment
+    assert loaded(tmp_path / "backwards.csv", contract=contract).assignment == name
+    assert loaded(tmp_path / "other.csv", contract=contract).assignment != name
+    assert loaded(tmp_path / "t.csv").assignment == ""
+
+
 def test_a_dataset_prints_nothing(tmp_path: Path) -> None:
     frame().to_csv(tmp_path / "t.csv", index=False)
     dataset = loaded(tmp_path / "t.csv")

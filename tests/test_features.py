@@ -1,5 +1,6 @@
 """Encoding looks at one person at a time and at declared bounds alone; the split is a keyed hash."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.contract import Contract
-from models.features import Encoded, encode, layout, split
+from models.features import Encoded, assignment, encode, layout, row_ids, split
 
 KEY = b"a secret that only the node knows"
 FRACTIONS = {"train": 0.6, "tune": 0.2, "test": 0.2}
@@ -208,7 +209,7 @@ def test_values_by_hand() -> None:
     assert people.y.tolist() == [1, 0, 1]
     assert people.clipped == {"age": 1, "arrests": 1}
     assert people.unknown == {"severity": 1, "charge": 1}
-    assert people.ids.tolist() == ["row-0", "row-1", "row-2"]
+    assert len(set(people.ids)) == 3
     names = [contract().group_names[place] for place in people.group]
     assert names == ["sex=female & age_band=young", "sex=male & age_band=old", "sex=other & age_band=old"]
 
@@ -337,6 +338,90 @@ def test_nothing_prints_records() -> None:
     people = encode(contract(), sample(), "police")
     assert people.ids[0] not in repr(people)
     assert "array" not in repr(people)
+
+
+# --- names of rows ----------------------------------------------------------------------------------------
+
+cells_ = st.fixed_dictionaries(
+    {
+        "age": st.sampled_from([20.0, 30.0, 95.0]),
+        "arrests": st.sampled_from([0.0, 1.0, float("nan")]),
+        "charge": st.sampled_from(["F", "X", None]),
+        "y": st.sampled_from(["0", "1"]),
+    }
+)
+
+
+def table_of(cells: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    table = rows(sample(1), np.zeros(len(cells), dtype=int))
+    for name in ("charge", "y"):
+        table[name] = as_ids([row[name] for row in cells])
+    for name in ("age", "arrests"):
+        table[name] = np.array([row[name] for row in cells])
+    return table
+
+
+def text_of(row: dict[str, Any]) -> str:
+    return repr(sorted(row.items()))
+
+
+def dealt(cells: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """How often each row, by what it holds, is in each part."""
+    parts = split(encode(by_row(), table_of(cells), "police").ids, FRACTIONS, KEY)
+    return Counter(zip(map(text_of, cells), parts.tolist(), strict=True))
+
+
+@given(st.lists(cells_, min_size=2, max_size=25), st.data())
+def test_one_row_less_changes_one_row_of_one_part(cells: list[dict[str, Any]], data: st.DataObject) -> None:
+    """Also among rows that are alike: 54 different rows, so lists of 25 have several."""
+    i = data.draw(st.integers(0, len(cells) - 1))
+    lost = dealt(cells) - dealt(cells[:i] + cells[i + 1 :])
+    assert dealt(cells[:i] + cells[i + 1 :]) < dealt(cells)
+    assert [row for row, _ in lost.elements()] == [text_of(cells[i])]
+
+
+def test_rows_that_are_put_in_front_deal_nobody_anew() -> None:
+    old, new = sample(200, seed=0), sample(50, seed=1)
+    both = {name: np.concatenate([new[name], old[name]]) for name in old}
+    before = split(row_ids(by_row(), old, "police"), FRACTIONS, KEY)
+    after = split(row_ids(by_row(), both, "police"), FRACTIONS, KEY)
+    np.testing.assert_array_equal(after[50:], before)
+    assert set(before) == {"train", "tune", "test"}
+
+
+def test_any_cell_that_the_contract_needs_names_a_row_and_no_other_does() -> None:
+    table = rows(sample(300), np.arange(1))
+    (name,) = row_ids(by_row(), table, "police")
+    needed = by_row().needs("police")
+    for column, values in table.items():
+        other = np.nan_to_num(values) + 1 if values.dtype.kind == "f" else as_ids(["another"])
+        (changed,) = row_ids(by_row(), table | {column: other}, "police")
+        assert (changed != name) == (column in needed), column
+    assert set(needed) == set(table) - {"id", "month", "in_care"}
+
+
+def test_many_rows_are_named_as_few_and_rows_that_are_alike_are_numbered() -> None:
+    table = rows(sample(300), np.arange(140_000) % 300)  # three chunks
+    ids = row_ids(by_row(), table, "police")
+    assert len(set(ids)) == len(ids)
+    one = row_ids(by_row(), rows(table, np.arange(300)), "police")
+    assert ids[:300].tolist() == one.tolist()
+    assert {i.rpartition("-")[0] for i in ids} == {i.rpartition("-")[0] for i in one}
+
+
+def test_an_assignment_is_named_by_who_is_where_in_any_order() -> None:
+    ids, parts = as_ids(["a", "b", "c"]), as_ids(["train", "test", "train"])
+    name = assignment(ids, parts, KEY)
+    assert assignment(ids[::-1], parts[::-1], KEY) == name
+    others = [
+        assignment(ids, parts, KEY + b"!"),
+        assignment(ids, as_ids(["test", "test", "train"]), KEY),
+        assignment(ids, as_ids(["test", "train", "train"]), KEY),
+        assignment(ids[:2], parts[:2], KEY),
+        assignment(as_ids(["a", "b", "d"]), parts, KEY),
+    ]
+    assert len({name, *others}) == 6
+    assert assignment(ids, parts, bytes(200)) != name
 
 
 # --- the split ---------------------------------------------------------------------------------------------

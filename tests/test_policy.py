@@ -106,6 +106,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
     ),
     "little noise on tune": ({}, privacy(tune_sigma=0.9), Reason.PRIVACY, "min_table_sigma"),
     "little noise on test": ({}, privacy(test_sigma=0.9), Reason.PRIVACY, "min_table_sigma"),
+    "more noise on tune than can be drawn": ({}, privacy(tune_sigma=1e8), Reason.MALFORMED, "can be drawn"),
+    "more noise on test than can be drawn": ({}, privacy(test_sigma=1e8), Reason.MALFORMED, "can be drawn"),
     "a large delta": ({"max_delta": 1e-6}, lambda p: p, Reason.PRIVACY, "max_delta"),
     "no budget": ({"budget": None}, lambda p: p, Reason.BUDGET, "budget"),
     "another contract": ({}, lambda p: p.but(contract_sha256="0" * 64), Reason.CONTRACT, "contract"),

@@ -36,7 +36,7 @@ from federation.server.stats import StatsJob, run_stats
 from federation.stats import StatsRequest
 from models import quantiles
 from models.contract import Contract
-from models.quantiles import BINS, CELLS, EDGES, ValueTable
+from models.quantiles import BINS, CELLS, EDGES, STEPS, ValueTable
 
 CANARY, DEBT = "CANARY9C4E", 7643.2187109  # a text, and a number that nothing else computes
 SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -339,11 +339,11 @@ def test_it_is_charged_before_the_noise_is_drawn(
     folder = deployed(tmp_path / "node", rows=rows_with_debt())
     seen: list[int] = []
 
-    def watched(stream: object) -> Callable[[int, float], Any]:
+    def watched(stream: object, n: int, variance: int) -> np.ndarray:
         seen.append(len(charged(folder)))
         raise OSError("the power fails here")
 
-    monkeypatch.setattr(nodes.randomness, "gaussian", watched)
+    monkeypatch.setattr(nodes.randomness, "discrete_gaussian", watched)
     assert ask(folder, plan) == Refusal("north", Reason.UNAVAILABLE)
     assert seen == [1]
     assert len(charged(folder)) == 1, "a crash wastes budget and never hides spending"
@@ -354,6 +354,27 @@ def test_deployed_noise_differs_each_time_and_has_the_size_it_says(tmp_path: Pat
     first, second = (ask(folder, plan).sums for _ in range(2))
     assert np.std(first - second) == pytest.approx(plan.sigma * 2**0.5, rel=0.1)
     assert len(charged(folder)) == 2
+
+
+def test_what_a_node_sends_is_whole_steps_repeats_with_a_seed_and_is_its_own(
+    make_study: MakeStudy, folder: Path
+) -> None:
+    """Before the noise the sums are no whole steps: their low bits are the histogram."""
+    plant(folder)
+    _, plan, homes = simulated(make_study, folder)
+    exact = [quantiles.weighted(quantiles.tally(open_node(home)._values("debt"))) for home in homes[:2]]
+    assert not any(np.array_equal(np.rint(sums * STEPS), sums * STEPS) for sums in exact)
+    other = [plan.but(seed=plan.seed + 1), plan.but(seed=None), plan.but(seed=None)]  # type: ignore[operator]
+    asked = [(homes[0], plan), (homes[1], plan), *((homes[0], each) for each in other)]
+    sent = [ask(home, each).sums for home, each in asked]
+    for sums in sent:
+        np.testing.assert_array_equal(sums * STEPS, np.rint(sums * STEPS))
+    np.testing.assert_array_equal(ask(homes[0], plan).sums, sent[0])
+    grids = [np.rint(exact[home == homes[1]] * STEPS) for home, _ in asked]
+    noises = [sums * STEPS - grid for sums, grid in zip(sent, grids, strict=True)]
+    for i, one in enumerate(noises):
+        assert np.std(one) == pytest.approx(plan.sigma * STEPS, rel=0.15)
+        assert all(np.mean(one == before) < 0.01 for before in noises[:i])
 
 
 Change = Callable[[StatsPlan], StatsPlan]
@@ -373,6 +394,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
     "too few agencies": ({"min_agencies": 4}, lambda p: p, Reason.CONTRACT, "min_agencies"),
     "a seed": ({}, lambda p: p.but(seed=0), Reason.PRIVACY, "simulation"),
     "little noise": ({"min_table_sigma": 9.0}, lambda p: p, Reason.PRIVACY, "min_table_sigma"),
+    "more noise than can be drawn": ({}, lambda p: p.but(sigma=2100.0), Reason.MALFORMED, "can be drawn"),
     "a large delta": ({"max_delta": 1e-6}, lambda p: p, Reason.PRIVACY, "max_delta"),
     "no budget": ({"budget": None}, lambda p: p, Reason.BUDGET, "budget"),
     "another contract": ({}, lambda p: p.but(contract_sha256="0" * 64), Reason.CONTRACT, "contract"),
@@ -586,7 +608,7 @@ def test_an_agency_that_is_absent_or_refuses_is_named_and_the_others_count(
     status = {name: (facts["status"], facts["epsilon"] > 0) for name, facts in found["agencies"].items()}
     assert status == {"north": ("counted", True), "clinic": ("refused", False), "south": ("late", True)}
     assert found["people"]["value"] == pytest.approx(300, abs=100)
-    assert found["table"]["variance"] == pytest.approx(plan.sigma**2)
+    assert found["table"]["variance"] == pytest.approx(quantiles.variance_of(plan.sigma))
     assert set(found["privacy"]["epsilon_at_several_agencies"]) == {"1", "2"}
 
 

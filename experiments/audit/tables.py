@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from clients.evaluate import noised_table, table_counts
+from clients.randomness import Stream
 from experiments.audit.attacks import Finding, bound, fit
 from experiments.audit.bounds import epsilon_of_noise
 from experiments.audit.canaries import round_seed
 from experiments.audit.checks import SLACK, check
-from experiments.audit.mechanisms import FloatArray, seeded_noise, seeded_share, stream_seed
+from experiments.audit.mechanisms import FloatArray, seeded_share, stream_seed
 from federation.masks import to_grid
 from federation.plan import SharedNoise
 from models import risk
@@ -50,7 +51,7 @@ def as_it_is(module: nn.Module, people: HeldOut, sigma: float, seed: int) -> Flo
             edges=default_edges(),
             n_groups=people.groups,
             sigma=sigma,
-            noise=seeded_noise(seed),
+            stream=Stream.seeded(f"noise {seed}"),
         )
     )
 

@@ -120,7 +120,7 @@ def _take(
         status[name] = {"status": "rejected", "reason": problem or NOT_A_REPLY}
         return
     status[name] = {"status": "counted", "reason": None}
-    tables[name] = ValueTable(reply.sums, plan.sigma**2)
+    tables[name] = ValueTable(reply.sums, quantiles.variance_of(plan.sigma))
     if reply.head is not None and reply.head.seq > heads.get(name, Head(0, "")).seq:
         heads[name] = reply.head
 
