@@ -119,9 +119,9 @@ class Node:
         if order.draw is not None:
             draws = self.masks.may_mask(plan, order.transcript, order.draw)
             _must_be_the_draws(order, draws)
+        module = self._module(plan, order.weights)
         self._reserve(plan)
         records = self._records(plan)
-        module = self._module(plan, order.weights)
         self._charge(order, once=masked)
         reply = self._masked(order, records, module) if masked else self._own_noise(order, records, module)
         kinds = [release.kind for release in order.releases]
@@ -219,7 +219,10 @@ class Node:
 
     def _neighbour(self, plan: TrainPlan) -> str:
         """The agency whose ledger's head this node keeps: the one before it in the circle of names."""
+        shared = plan.privacy.shared
         others = {p.name for p in plan.participants if self.contract.holds_label(p.kind)}
+        if shared is not None:  # a made-up participant must not come between
+            others = set(shared.agencies)
         names = sorted(others | {self.facts.name})  # whoever lacks the label gets no orders, so keeps nothing
         return names[names.index(self.facts.name) - 1]
 

@@ -1,6 +1,6 @@
 """What a statistic of one column is agreed to be: one noised table of values, charged as one release.
 
-Each agency adds its own Gaussian noise; noise shared behind masks is not offered for statistics. A person
+Each agency adds its own discrete Gaussian noise; noise shared behind masks is not offered for statistics. A person
 counts once, by the most recent row, whichever part the person is in.
 """
 
@@ -20,7 +20,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class StatsPlan(Terms):
     """A table of the values of `column` (`models.quantiles`), as an agency needs it to say yes or no.
 
-    `sigma` is the noise std on each cell, in people: one person moves the whole table by at most 1 (L2).
+    `sigma` is the noise std on each cell, in people, to 0.1 % (`models.quantiles.variance_of`): one person moves the whole
+    table by at most 1 (L2).
     `delta` is what ε is stated at. `tune_fraction` and `test_fraction` are those of the training that may
     follow: they name the split, so that the ledger knows both to be about the same people.
     """

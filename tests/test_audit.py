@@ -184,8 +184,8 @@ def test_clipping_at_four_times_the_norm(mechanism: str, monkeypatch: pytest.Mon
 def test_loss_of_shape_b_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ghost clipping with a loss (B, 1): times factors (B,) it is (B, B), and everyone has the sum of all factors."""
 
-    def ghost(layers: Any, max_grad_norm: float) -> train.ClippedSum:
-        ((weight, bias),) = layers
+    def ghost(module: torch.nn.Module, weights: torch.Tensor, max_grad_norm: float) -> train.ClippedSum:
+        weight, bias = train._unflatten(module, weights).values()
 
         def clipped_sum(x: torch.Tensor, y: torch.Tensor, present: object) -> torch.Tensor:
             with torch.inference_mode(False):
@@ -195,11 +195,11 @@ def test_loss_of_shape_b_1(monkeypatch: pytest.MonkeyPatch) -> None:
                 losses = logistic_loss(logit, y, reduction="none")
                 norms = (torch.sigmoid(logit.detach()) - y).abs().squeeze(-1) * (x.square().sum(1) + 1).sqrt()
                 (losses * (max_grad_norm / norms).clamp(max=1.0)).sum().backward()
-                return torch.cat([w.grad.flatten(), b.grad])
+                return torch.cat([w.grad.flatten(), b.grad]).double()
 
         return clipped_sum
 
-    monkeypatch.setattr(train, "_book_keeping", ghost)
+    monkeypatch.setattr(train, "_summer", ghost)
     found = failing(findings(sound("local")))
     assert {PAIR, "sensitivity"} <= found
 

@@ -1114,7 +1114,7 @@ def test_an_agency_with_nobody_in_the_batch_adds_its_noise_and_is_charged(
 
     monkeypatch.setattr(Node, "_exact_sum", empty)
     study = make_shared("privacy.sample_rate=1e-9", "privacy.epsilon=null", "privacy.noise_multiplier=1.0",
-                        "privacy.evaluate_epsilon=1")  # fmt: skip
+                        "privacy.evaluate_epsilon=1", "local.learning_rate=1e-9")  # fmt: skip
     federate(study, tmp_path)
     rounds = list(vectors.values())[:3]
     assert all((each[name] != 0).mean() > 0.9 for each in rounds for name in NAMES)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import yaml
@@ -337,3 +338,15 @@ def test_half_a_split_key_is_one_sentence_and_not_replaced(tmp_path: Path, plan:
     assert ask(folder, orders(plan)[0]) == Refusal("north", Reason.UNAVAILABLE)
     assert "split.key must hold 32 bytes" in (folder / "node.log").read_text()
     assert (folder / "split.key").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.1e6, -3e38])
+def test_weights_that_have_diverged_are_refused_before_anything_is_charged(
+    value: float, tmp_path: Path, plan: TrainPlan
+) -> None:
+    folder = deployed(tmp_path / "node", POLICY)
+    weights = zero_weights()
+    next(iter(weights.values())).flat[0] = value
+    order = wire.pack_round_order(RoundOrder(plan, 1, weights, True), 1)
+    assert ask(folder, lambda _: order) == Refusal("north", Reason.MALFORMED)
+    assert untouched(open_node(folder))

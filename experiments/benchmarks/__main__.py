@@ -75,11 +75,7 @@ def measure_tracking(options: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def measure_masks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A round with shared noise behind masks beside one with own noise."""
-    return masking.measure(
-        folder,
-        sizes=masking.SIZES[:1] if options.quick else masking.SIZES,
-        blocks=1 if options.quick else 3,
-    )
+    return masking.measure(folder, sizes=masking.SIZES[:1] if options.quick else masking.SIZES)
 
 
 def measure_ledger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from models import risk
 from models.features import layout
 
 # Refusals that leave it open whether the order was charged: it failed half way, or came a second time.
-PERHAPS_CHARGED = ("UNAVAILABLE", "REPLAYED")
+PERHAPS_CHARGED = ("UNAVAILABLE", "REPLAYED", "MASKS")
 
 
 class Watcher(Protocol):
