@@ -8,28 +8,25 @@ on) and `node.log`. Nothing here knows where an order came from.
 import functools
 import hashlib
 import json
-import logging
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 import yaml
-from pydantic import Field, ValidationError
 
 from clients import keys, noise, randomness
 from clients.data import DataError, Dataset, load, load_values
 from clients.evaluate import noised_table, table_counts
+from clients.folder import NodeError, NodeFile, file_log, read_keeps, read_node_file, write_keeps
 from clients.keys import KeyFileError
 from clients.ledger import Ledger, PlanFacts, Scope
 from clients.masking import Masks
 from clients.policy import Policy, read_policy
 from clients.randomness import Stream
 from federation import masks
-from federation.plan import Agreed, Part, Reason, Refused, Slug, Terms, TrainPlan, sentences
+from federation.plan import Part, Reason, Refused, Terms, TrainPlan
 from federation.protocol import (
     AgreeOrder,
     DealOrder,
@@ -59,26 +56,6 @@ from models.features import layout
 LARGEST_WEIGHT = 1e6  # of an order; models with larger ones overflow for some people and not for others
 
 
-class NodeError(ValueError):
-    """A node folder that cannot be used: one sentence, for the person at this machine."""
-
-
-class NodeFile(Agreed):
-    """`node.toml`: who this agency is, where its table and contract are, and its declared public size.
-
-    `dataset` names whose records the ledger is about: it outlives tables and experiments. `peers` are the
-    other agencies' public keys (`python -m clients.keys`), needed for shared noise alone.
-    """
-
-    name: Slug
-    kind: str | None = None
-    dataset: Slug = "people"
-    table: str
-    contract: str
-    public_size: Annotated[int, Field(ge=1)]
-    peers: dict[Slug, str] = Field(default_factory=dict)
-
-
 class Node:
     """One agency. `open_node` makes it; each order of `federation.protocol` has a method."""
 
@@ -87,7 +64,7 @@ class Node:
         self.facts = facts
         self.policy = policy
         self.contract = contract
-        self.log = _file_log(folder, facts.name)
+        self.log = file_log(folder, facts.name)
         self._resident: dict[tuple[float, float], Resident] = {}
         self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
@@ -104,7 +81,7 @@ class Node:
         self._records(plan)
         self._reserve(plan)
         self.log.info("ready for run %s, plan %s", plan.run_id, plan.sha256)
-        return Ready(self.facts.name, self.head, _read_keeps(self.folder))
+        return Ready(self.facts.name, self.head, read_keeps(self.folder))
 
     def round(self, order: RoundOrder) -> RoundReply | MaskedReply:
         """One round: everything is charged before any noise is drawn, then it leaves."""
@@ -148,7 +125,7 @@ class Node:
         self._review(order.plan)
         self._meet(order.heads)
         neighbour = self._neighbour(order.plan)
-        keeps = _read_keeps(self.folder)
+        keeps = read_keeps(self.folder)
         kept = (neighbour, keeps[neighbour]) if neighbour in keeps else None
         return Keys(self.facts.name, self.masks.keys(order.plan, order.draws, kept))
 
@@ -228,12 +205,9 @@ class Node:
 
     def _keep_neighbour(self, plan: TrainPlan, heads: Heads) -> None:
         """Remember the newest head of the neighbour: nobody's word but the chain's decides, so the larger stays."""
-        name, keeps = self._neighbour(plan), _read_keeps(self.folder)
+        name, keeps = self._neighbour(plan), read_keeps(self.folder)
         if name in heads and heads[name].seq > keeps.get(name, Head(0, "")).seq:
-            path = self.folder / "keeps.json"
-            beside = path.with_suffix(".writing")
-            beside.write_text(json.dumps(keeps | {name: heads[name]}))
-            beside.replace(path)
+            write_keeps(self.folder, keeps | {name: heads[name]})
 
     def _split_id(self, plan: Terms) -> str:
         """Names how people are dealt into parts: within one split id, whoever stays has the same part.
@@ -513,7 +487,7 @@ class Resident:
 @functools.cache
 def open_node(folder: Path) -> Node:
     """The node in `folder`, opened once per process. `NodeError` or `PolicyError` says what is wrong."""
-    facts = _read_node_file(folder / "node.toml")
+    facts = read_node_file(folder / "node.toml")
     policy = read_policy(folder / "policy.toml")
     try:
         contract = Contract.from_dict(yaml.safe_load((folder / facts.contract).read_text()))
@@ -525,17 +499,6 @@ def open_node(folder: Path) -> Node:
         return Node(folder, facts, policy, contract)
     except KeyFileError as error:
         raise NodeError(str(error)) from None
-
-
-def _read_node_file(path: Path) -> NodeFile:
-    try:
-        return NodeFile.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError):
-        raise NodeError(f"{path} cannot be read: is this a node's folder?") from None
-    except tomllib.TOMLDecodeError as error:
-        raise NodeError(f"{path} is not TOML: {error}") from None
-    except ValidationError as error:
-        raise NodeError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
 
 
 def _can_be_drawn(grid: Callable[[float], noise.Grid], sigma: float) -> noise.Grid:
@@ -572,26 +535,6 @@ def _parameters(spec: risk.ModelSpec, n_features: int) -> int:
 
 def _facts(plan: Terms) -> PlanFacts:
     return PlanFacts(plan.sha256, plan.run_id, plan.experiment, plan.purpose)
-
-
-def _read_keeps(folder: Path) -> dict[str, Head]:
-    """The newest heads of a neighbour's ledger that this node has seen; none where the file does not decode."""
-    try:
-        kept = json.loads((folder / "keeps.json").read_text())
-        return {str(name): Head(int(seq), str(head)) for name, (seq, head) in kept.items()}
-    except (OSError, AttributeError, TypeError, ValueError):
-        return {}
-
-
-def _file_log(folder: Path, name: str) -> logging.Logger:
-    log = logging.getLogger(f"fedrisk.node.{folder}")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if not log.handlers:
-        handler = logging.FileHandler(folder / "node.log", delay=True)
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {name} %(message)s"))
-        log.addHandler(handler)
-    return log
 
 
 __all__ = ["DataError", "Node", "NodeError", "NodeFile", "open_node"]
