@@ -41,15 +41,12 @@ from models.risk import Stack
 Noise = Callable[[int, float], Tensor]  # (n, std) -> n Gaussian draws, flat float32
 Sampling = Callable[[int, float], np.ndarray]  # (n, q) -> indices of those drawn, each with chance q
 ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat float64
-Gradients = Callable[
-    [Tensor, Tensor, Tensor], "Kept"
-]  # (x, y, weight of each row) of a block -> clipped gradients
-Kept = list[
-    tuple[Tensor, Tensor, bool]
-]  # of each layer: input a, gradient g of its output, whether there is a bias
-Shapes = tuple[
-    tuple[tuple[int, ...], bool], ...
-]  # of each layer: its weight's shape, whether there is a bias
+# Of each layer: its input a, the gradient g of its output, and whether there is a bias.
+Kept = list[tuple[Tensor, Tensor, bool]]
+# (x, y, weight of each row) -> everybody's clipped gradient, as g a^T of each layer.
+Gradients = Callable[[Tensor, Tensor, Tensor], Kept]
+# Of each layer: its weight's shape, and whether there is a bias.
+Shapes = tuple[tuple[tuple[int, ...], bool], ...]
 Values = np.ndarray | Tensor
 
 # float32 rounds what one person adds by less than this part of the size of their rows' gradients;
@@ -291,11 +288,13 @@ def _one_by_one(gradients: Gradients, size: int, *batch: Tensor) -> Tensor:
 
 
 def _sum_of(kept: Kept) -> Tensor:
+    """Everybody's gradients added up, flat float64."""
     return torch.cat([part for layer in kept for part in _layer_sums(*layer)])
 
 
 @functools.lru_cache(maxsize=64)
 def _size_for(shapes: Shapes, row: tuple[int, ...], dtype: torch.dtype) -> int:
+    """How many people to compute together, tried with random weights of these shapes."""
     generator = torch.Generator().manual_seed(1)
     drawn = functools.partial(torch.randn, generator=generator, dtype=dtype)
     layers = [(drawn(shape), drawn(shape[0]) if has_bias else None) for shape, has_bias in shapes]
@@ -336,9 +335,8 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
         inputs = [pad(x, (0, -widths[0] % ALIGNED))]
         for matrix, bias in wide[:-1]:
             inputs.append(by_blocks(linear, inputs[-1], matrix, bias).relu_())
-        error = torch.sigmoid(by_blocks(linear, inputs[-1], *wide[-1])).sub_(
-            y.unsqueeze(-1)
-        )  # d loss / d logit
+        logits = by_blocks(linear, inputs[-1], *wide[-1])
+        error = torch.sigmoid(logits).sub_(y.unsqueeze(-1))  # d loss / d logit
         outputs = [error.mul_(weight.unsqueeze(-1))]
         for (matrix, _), a in zip(wide[:0:-1], inputs[:0:-1], strict=True):
             outputs.append(by_blocks(torch.matmul, outputs[-1], matrix).mul_(a > 0))
@@ -349,11 +347,8 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
         if max_grad_norm == math.inf:
             return kept
         slack = ROW_SLACK if x.dtype is torch.float64 else ROUNDING
-        squared = torch.cat(
-            [_squared_norms(block, slack) for block in _split_kept(kept)]
-            if x.ndim == 3
-            else [_squared_norms(kept, slack)]
-        )
+        parts = _split_kept(kept) if x.ndim == 3 else [kept]  # norms of several rows are matrix products too
+        squared = torch.cat([_squared_norms(part, slack) for part in parts])
         finite = torch.isfinite(squared)
         if not finite.all():  # 0 x inf is not 0, so both go
             there = finite.view(-1, 1) if x.ndim == 2 else finite.view(-1, 1, 1)
@@ -377,6 +372,7 @@ def _widened(layer: tuple[Tensor, Tensor | None], *, last: bool) -> tuple[Tensor
 
 
 def _split_kept(kept: Kept) -> list[Kept]:
+    """By `blocks.SIZE` people."""
     split = [
         [
             (a_, g_, has_bias)
@@ -387,7 +383,7 @@ def _split_kept(kept: Kept) -> list[Kept]:
     return [list(block) for block in zip(*split, strict=True)]
 
 
-def _squared_norms(kept: list[tuple[Tensor, Tensor, bool]], row_slack: float) -> Tensor:
+def _squared_norms(kept: Kept, row_slack: float) -> Tensor:
     """The squared norm of each person's gradient, (B,). A bias is an input of 1.
 
     In float64, where squares of float32 neither vanish nor overflow: a norm of 0 is not clipped. (Of float64 they may
