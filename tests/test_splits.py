@@ -20,6 +20,8 @@ from federation import wire
 from federation.plan import Part, TrainPlan
 from federation.privacy import epsilon
 from federation.protocol import Reason, Refusal, RoundOrder, StatsOrder, StatsReply
+from models import risk
+from models.features import layout
 
 POLICY: dict[str, Any] = {
     "purposes": ["early-warning"],
@@ -249,11 +251,13 @@ def test_no_record_is_read_for_an_order_that_the_policy_refuses(
     folder = laid_out(tmp_path / "node", None, **SAID)
     train = experiment.plan("run-1", simulation=False)
     asked = stats_plan(experiment, "run-1", "debt", 0.5, simulation=False)
+    features = len(layout(experiment.data_contract).names)
+    weights = risk.weights_of(risk.build(train.model, features))
 
     def orders(purpose: str) -> list[Message]:
         return [
             wire.pack_ready_order(train.but(purpose=purpose), 1),
-            wire.pack_round_order(RoundOrder(train.but(purpose=purpose), 1, {}, True), 1),
+            wire.pack_round_order(RoundOrder(train.but(purpose=purpose), 1, weights, True), 1),
             wire.pack_stats_order(StatsOrder(asked.but(purpose=purpose)), 1),
         ]
 
