@@ -24,6 +24,13 @@ def filled(size: int, *tensors: Tensor) -> list[Tensor]:
     return [torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) if missing else t for t in tensors]
 
 
+def by_blocks(
+    function: Callable[..., Tensor], t: Tensor, *others: Tensor | None, size: int | None = None
+) -> Tensor:
+    """`function(block, *others)` of each block of `size` (None: `SIZE`) of `t`, one after another."""
+    return torch.cat([function(block, *others) for block in torch.split(t, size or SIZE)])
+
+
 def size_for(run: Callable[[Tensor], Iterable[Tensor]], row: tuple[int, ...], dtype: torch.dtype) -> int:
     """`SIZE` where copies of a person have the same bits in every place of three blocks, for many people; else 1.
 
@@ -51,14 +58,10 @@ def logits(module: nn.Module, x: Tensor) -> Tensor:
     key = (str(module), tuple(x.shape[1:]))
     if key not in _tried:
         other = stirred(module, x.dtype)
-        _tried[key] = size_for(lambda people: [_by_blocks(other, people, SIZE)], key[1], x.dtype)
+        _tried[key] = size_for(lambda people: [by_blocks(other, people)], key[1], x.dtype)
     size = _tried[key]
     (whole,) = filled(size, x)
-    return _by_blocks(module, whole, size)[: len(x)]
-
-
-def _by_blocks(module: nn.Module, x: Tensor, size: int) -> Tensor:
-    return torch.cat([module(block) for block in torch.split(x, size)])
+    return by_blocks(module, whole, size=size)[: len(x)]
 
 
 _tried: dict[tuple[str, tuple[int, ...]], int] = {}  # (architecture, shape of a row) -> size of block

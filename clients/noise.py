@@ -45,7 +45,9 @@ def grid(sigma: float, steps: int, sensitivity: float) -> Grid:
         raise ValueError(f"the noise must be above 0 and finite, got {sigma}")
     variance = math.ceil((Fraction(sigma) * Fraction(sensitivity)) ** 2)
     if variance > randomness.MAX_VARIANCE:
-        raise ValueError(f"noise of {sigma} people is more than can be drawn, {2**26 / sensitivity:.7g}")
+        raise ValueError(
+            f"noise of {sigma} people is more than can be drawn, {math.sqrt(randomness.MAX_VARIANCE) / sensitivity:.7g}"
+        )
     return Grid(steps, variance)
 
 

@@ -327,19 +327,16 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
     """
     widths = [weight.shape[1] for weight, _ in layers]
 
-    def by_blocks(product: Callable[..., Tensor], t: Tensor, *others: Tensor | None) -> Tensor:
-        return torch.cat([product(block, *others) for block in torch.split(t, blocks.SIZE)])
-
     def gradients(x: Tensor, y: Tensor, weight: Tensor) -> Kept:
         wide = [_widened(layer, last=layer is layers[-1]) for layer in layers]
         inputs = [pad(x, (0, -widths[0] % ALIGNED))]
         for matrix, bias in wide[:-1]:
-            inputs.append(by_blocks(linear, inputs[-1], matrix, bias).relu_())
-        logits = by_blocks(linear, inputs[-1], *wide[-1])
+            inputs.append(blocks.by_blocks(linear, inputs[-1], matrix, bias).relu_())
+        logits = blocks.by_blocks(linear, inputs[-1], *wide[-1])
         error = torch.sigmoid(logits).sub_(y.unsqueeze(-1))  # d loss / d logit
         outputs = [error.mul_(weight.unsqueeze(-1))]
         for (matrix, _), a in zip(wide[:0:-1], inputs[:0:-1], strict=True):
-            outputs.append(by_blocks(torch.matmul, outputs[-1], matrix).mul_(a > 0))
+            outputs.append(blocks.by_blocks(torch.matmul, outputs[-1], matrix).mul_(a > 0))
         kept = [
             (a[..., :width], g[..., : len(matrix)], bias is not None)
             for a, g, width, (matrix, bias) in zip(inputs, outputs[::-1], widths, layers, strict=True)

@@ -161,8 +161,8 @@ class SharedNoise(Agreed):
 class PrivacyPlan(Agreed):
     """The noise of every release of a run. All of it is public.
 
-    `mechanism` local: each agency's own noise, Gaussian or, on tables, discrete Gaussian. shared: discrete Gaussian shares behind secure
-    aggregation; every noise here is then that of the h shares together, which the coordinator faces with
+    `mechanism` local: each agency's own noise, Gaussian or, on tables, discrete Gaussian. shared: discrete
+    Gaussian shares behind secure aggregation; every noise here is then that of the h shares together, which the coordinator faces with
     c colluders. `noise_multiplier` is noise std / sensitivity, dimensionless; the sensitivity is
     `max_grad_norm`, rounding included. `sample_rate` is the chance that a person is in a step. `tune_sigma`
     and `test_sigma` are the noise std of one cell of a score table, in people (sensitivity 1).

@@ -11,8 +11,8 @@ divergences at all orders and privacy loss distributions are dp-accounting's (Mi
 arXiv:1908.10530); for `SharedRelease`s they are `federation.renyi`'s, at whole orders. Conversion to ε by
 Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 12.
 
-People are split by a hash of their own id, or by a column whose assignment the split id names, so within one split id a person is in one part only and
-loses what that part and the releases over `all` cost: the largest over the parts, not the sum. Another
+People are split by a hash of their own id, or by a column whose assignment the split id names, so within
+one split id a person is in one part only and loses what that part and the releases over `all` cost: the largest over the parts, not the sum. Another
 split id deals the parts anew, so across split ids the losses compose, each at its worst part.
 """
 

@@ -7,7 +7,6 @@ part, judged without noise on the held-out people of all agencies; mean ± sd ov
 the table of RESULTS.md and whether each target is met; exit code 1 if one is not.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clients.data import PartName
-from experiments.benchmarks.utility import Target, shown, verdict
+from experiments.benchmarks.utility import Target, parser, shown, verdict
 from experiments.benchmarks.work import Work
 from experiments.compare import Entry, open_bench, summary
 from experiments.config import compose, read
@@ -245,7 +244,8 @@ def table(
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    arguments = _arguments(words)
+    options = parser("What shared noise is worth: see RESULTS.md", LINES, "outputs/bench/shared.json")
+    arguments = options.parse_args(words)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     names = arguments.only or list(LINES)
     found = {name: measure(name, seeds, arguments.part) for name in names}
@@ -267,18 +267,6 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"written to {arguments.out}")
     if not all(target["met"] for target in targets):
         raise SystemExit(1)
-
-
-def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What shared noise is worth: see RESULTS.md")
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("outputs/bench/shared.json"))
-    parser.add_argument("--only", choices=list(LINES), action="append", help="one line (may be repeated)")
-    parser.add_argument(
-        "--part", choices=["tune", "test"], default="test", help="who judges; tune to choose settings"
-    )
-    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,17 +151,23 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Utility on public data: see RESULTS.md")
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("outputs/bench/utility.json"))
-    parser.add_argument("--only", choices=list(LINES), action="append", help="one line (may be repeated)")
-    parser.add_argument(
+def parser(description: str, lines: Iterable[str], out: str) -> argparse.ArgumentParser:
+    """Which seeds, which of `lines`, who judges, and where the JSON goes."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--seeds", type=int, default=5, help="how many")
+    found.add_argument("--first-seed", type=int, default=0)
+    found.add_argument("--out", type=Path, default=Path(out))
+    found.add_argument("--only", choices=list(lines), action="append", help="one line (may be repeated)")
+    found.add_argument(
         "--part", choices=["tune", "test"], default="test", help="who judges; tune to choose settings"
     )
-    parser.add_argument("overrides", nargs="*", help="settings, for example rounds=20")
-    return parser.parse_args()
+    return found
+
+
+def _arguments() -> argparse.Namespace:
+    found = parser("Utility on public data: see RESULTS.md", LINES, "outputs/bench/utility.json")
+    found.add_argument("overrides", nargs="*", help="settings, for example rounds=20")
+    return found.parse_args()
 
 
 if __name__ == "__main__":
