@@ -10,6 +10,8 @@ the sample and of the noise side by side in every count.
 """
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
@@ -138,34 +140,74 @@ def calibration_error(table: ScoreTable, *, minimum: float = MINIMUM, level: flo
     return Estimate(value, low, high, everyone.reaches(minimum) and high - low < 1)
 
 
-def recalibrate(table: ScoreTable) -> tuple[float, float]:
-    """(a, b) of p' = sigmoid(a + b logit p), fitted to the table's counts (Platt 1999) by Newton's method.
+@final
+@dataclass(frozen=True)
+class Recalibration:
+    """p' = sigmoid(intercept + slope logit p), with the covariance of the two numbers, noise included.
+
+    covariance: (variance of the intercept, covariance, variance of the slope).
+    """
+
+    intercept: float
+    slope: float
+    covariance: tuple[float, float, float]
+
+    def interval(self, logit: FloatArray, level: float = LEVEL) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(p', low, high) at each logit of p, all of its shape: an interval of the map, by the delta method.
+
+        It says how sure the map is of the share among people with this logit; nobody's own future is in it.
+        """
+        eta, (aa, ab, bb) = self.intercept + self.slope * logit, self.covariance
+        margin = quantile(level) * np.sqrt(np.maximum(aa + 2 * ab * logit + bb * logit**2, 0.0))
+        return _sigmoid(eta), _sigmoid(eta - margin), _sigmoid(eta + margin)
+
+
+def recalibration(table: ScoreTable) -> Recalibration | None:
+    """The map that the table's counts fit best (Platt 1999), by Newton's method.
 
     The likelihood's equations are linear in the counts, so noise alone does not bias them; bins whose count
-    is within three standard deviations of nothing but noise stay out. The answer is the identity (0, 1) when
-    the table cannot be trusted to do better: fewer than two bins left, a standard error of 0.25 or more (of
-    b, or of the shift at the mean score; noise included), a shift beyond 5, or b outside [0.1, 10]. As b > 0,
-    nobody's order changes.
+    is within three standard deviations of nothing but noise stay out. None when the table cannot be trusted
+    to do better than no map: fewer than two bins left, a standard error of 0.25 or more (of b, or of the
+    shift at the mean score; noise included), a shift beyond 5, or b outside [0.1, 10]. As b > 0, nobody's
+    order changes.
     """
     counts, noise, centre = table.counts.sum(0), table.variance.sum(0), centres(table)
     sure = counts.sum(1) > 3 * np.sqrt(noise.sum(1))
-    if sure.sum() < 2:
-        return IDENTITY
-    (n, positive), (v_negative, v_positive) = (counts[sure].sum(1), counts[sure, 1]), noise[sure].T
     logit = np.log(centre / (1 - centre))[sure]
+    return _fitted(logit, counts[sure].sum(1), counts[sure, 1], noise[sure])
+
+
+def recalibration_of(logit: FloatArray, y: FloatArray) -> Recalibration | None:
+    """`recalibration` from people themselves: their logits and outcomes, both (n,). For their own agency alone."""
+    return _fitted(logit, np.ones_like(logit), y, np.zeros((len(logit), 2)))
+
+
+def recalibrate(table: ScoreTable) -> tuple[float, float]:
+    """(intercept, slope) of `recalibration`; the identity (0, 1) where there is none."""
+    found = recalibration(table)
+    return IDENTITY if found is None else (found.intercept, found.slope)
+
+
+def _fitted(
+    logit: FloatArray, n: FloatArray, positive: FloatArray, noise: FloatArray
+) -> Recalibration | None:
+    """The map from n people at each logit, `positive` of them with the outcome; noise: (., 2) variances."""
+    if len(np.unique(logit)) < 2:
+        return None
     mean = float(n @ logit / n.sum())
     x = np.stack([np.ones_like(logit), logit - mean], axis=1)
     theta = _newton(x, n, positive, np.array([mean, 1.0]))
     if theta is None:
-        return IDENTITY
-    p = _sigmoid(x @ theta)
+        return None
+    p, (v_negative, v_positive) = _sigmoid(x @ theta), noise.T
     bread = np.linalg.inv(_information(x, n * p * (1 - p)))
     meat = _information(x, n * p * (1 - p) + (1 - p) ** 2 * v_positive + p**2 * v_negative)
-    error = np.sqrt(np.diag(bread @ meat @ bread))
+    v = bread @ meat @ bread
     b = float(theta[1])
-    if not (error.max() < 0.25 and abs(theta[0] - mean) <= 5 and 0.1 <= b <= 10):
-        return IDENTITY
-    return float(theta[0]) - b * mean, b
+    if not (np.sqrt(np.diag(v)).max() < 0.25 and abs(theta[0] - mean) <= 5 and 0.1 <= b <= 10):
+        return None
+    aa = float(v[0, 0] - 2 * mean * v[0, 1] + mean**2 * v[1, 1])
+    return Recalibration(float(theta[0]) - b * mean, b, (aa, float(v[0, 1] - mean * v[1, 1]), float(v[1, 1])))
 
 
 def recalibrated(score: FloatArray, a: float, b: float) -> FloatArray:

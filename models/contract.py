@@ -39,6 +39,23 @@ class ContractError(ValueError):
 
 @final
 @dataclass(frozen=True)
+class About:
+    """What a reader of a score must know of a column; it changes no feature and no weight.
+
+    description: in plain words. proxy_for: the audit group that the column stands for, as a postcode may for
+    an ethnicity. actionable: false where nobody can change it, as an age.
+    """
+
+    description: str = ""
+    proxy_for: str | None = None
+    actionable: bool = True
+
+
+NOTHING_SAID = About()
+
+
+@final
+@dataclass(frozen=True)
 class Number:
     """A number, clipped to [min, max]; with `log`, log1p(x - min) / log1p(max - min) follows, in [0, 1].
 
@@ -55,6 +72,7 @@ class Number:
     scale: float | None = None
     missing: Literal["indicator"] | None = None
     block: str | None = None
+    about: About = NOTHING_SAID
     type: Literal["number"] = field(default="number", init=False)
 
     @property
@@ -77,6 +95,7 @@ class Ordinal:
     levels: tuple[str, ...]
     missing: Literal["indicator"] | None = None
     block: str | None = None
+    about: About = NOTHING_SAID
     type: Literal["ordinal"] = field(default="ordinal", init=False)
 
     @property
@@ -95,6 +114,7 @@ class Category:
     levels: tuple[str, ...]
     missing: Literal["level"] | None = None
     block: str | None = None
+    about: About = NOTHING_SAID
     type: Literal["category"] = field(default="category", init=False)
 
     @property
@@ -116,6 +136,7 @@ class Flag:
     name: str
     missing: Literal["indicator"] | None = None
     block: str | None = None
+    about: About = NOTHING_SAID
     type: Literal["flag"] = field(default="flag", init=False)
 
     @property

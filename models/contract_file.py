@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from models.contract import (
     MAX_GROUPS,
+    NOTHING_SAID,
+    About,
     Block,
     Category,
     Column,
@@ -73,14 +75,15 @@ def _columns(top: Section) -> Iterator[Column]:
                 levels, missing = _levels(section, at_least=2), section.choice("missing", INDICATOR)
                 if "other" in levels:
                     section.say("levels", "may not list 'other', which has no place in an order")
-                yield Ordinal(name, levels, missing, section.optional_text("block"))
+                yield Ordinal(name, levels, missing, section.optional_text("block"), _about(section))
                 section.close()
             case "category":
                 levels, allowed = _levels(section, at_least=1), section.choice("missing", LEVEL)
-                yield Category(name, levels, allowed, section.optional_text("block"))
+                yield Category(name, levels, allowed, section.optional_text("block"), _about(section))
                 section.close()
             case "flag":
-                yield Flag(name, section.choice("missing", INDICATOR), section.optional_text("block"))
+                missing = section.choice("missing", INDICATOR)
+                yield Flag(name, missing, section.optional_text("block"), _about(section))
                 section.close()
             case None:
                 if "type" not in section:
@@ -101,6 +104,7 @@ def _number(name: str, section: Section) -> Number:
         scale=section.optional_number("scale"),
         missing=section.choice("missing", INDICATOR),
         block=section.optional_text("block"),
+        about=_about(section),
     )
     section.close()
     if column.min >= column.max:
@@ -111,6 +115,21 @@ def _number(name: str, section: Section) -> Number:
     if column.scale is not None and column.scale <= 0:
         section.say("scale", f"must be above 0, got {column.scale:g}")
     return column
+
+
+def _about(column: Section) -> About:
+    """`about: {description, proxy_for, actionable}`, each of which may be left out."""
+    if "about" not in column:
+        column.take("about")
+        return NOTHING_SAID
+    section = column.section("about")
+    about = About(
+        section.optional_text("description") or "",
+        section.optional_text("proxy_for"),
+        section.boolean("actionable", True),
+    )
+    section.close()
+    return about
 
 
 def _levels(section: Section, at_least: int) -> tuple[str, ...]:
@@ -238,6 +257,9 @@ def _column_rules(contract: Contract) -> Iterator[str]:
     for column in contract.columns:
         if column.block is not None and column.block not in blocks:
             yield f"columns.{column.name}.block must be one of the blocks, got {column.block!r}"
+        proxy = column.about.proxy_for
+        if proxy is not None and proxy not in {group.name for group in contract.groups}:
+            yield f"columns.{column.name}.about.proxy_for must be one of the groups, got {proxy!r}"
         if column.block is not None and column.name == unit.order_by:
             yield f"unit.order_by {column.name!r} must not be in a block: every agency needs it"
 
