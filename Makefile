@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test lint check bench soak lock clean
+.PHONY: help setup demo test lint check bench soak release lock clean
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -40,6 +40,9 @@ bench: $(STAMP)  ## side-by-side benchmarks; JSON under outputs/bench
 
 soak: $(STAMP)   ## kill a thousand processes that charge a ledger: about ten minutes
 	@$(BIN)/python -m tests.soak_ledger
+
+release: $(STAMP) ## a signed wheel, wheelhouse and SBOM for agencies, in OUT (default dist/release)
+	@$(BIN)/python -m experiments.release $(or $(OUT),dist/release)
 
 lock: $(STAMP)   ## regenerate constraints.txt from the newest releases that pyproject.toml admits
 	@$(PYTHON) -m venv --clear .lock

@@ -16,11 +16,14 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.journal import JournalError
 from clients.keys import KeyFileError
 from clients.ledger import LedgerError
 from clients.node import DataError, Node, NodeError, open_node
 from clients.policy import PolicyError
+from clients.recorder import Recorder
 from federation import wire
+from federation.plan import Terms
 from federation.protocol import Reason, Refusal, Refused, Reply
 
 log = logging.getLogger("fedrisk.node")
@@ -66,27 +69,62 @@ def _answer(
     read: Callable[[Message], Any],
     act: Callable[[Node, Any], Reply],
 ) -> Message:
-    name, node_log, floor = "", log, 0.0
-    started = clock.now()
+    started, floor = clock.now(), 0.0
     try:
         node = find_node(context)
-        name, node_log, floor = node.facts.name, node.log, node.policy.min_reply_seconds
-        return wire.pack_reply(act(node, read(message)), message)
-    except Refused as refused:
-        node_log.warning("refused, %s: %s", refused.reason, refused.sentence)
-        reason = refused.reason
-    except DataError as error:
-        node_log.error("the data does not fit the contract: %s", error)
-        reason = Reason.UNAVAILABLE
-    except (NodeError, PolicyError, LedgerError, KeyFileError) as error:
-        node_log.error("this node cannot work: %s", error)
-        reason = Reason.UNAVAILABLE
+        floor = node.policy.min_reply_seconds
+        return _ask(node, message, read, act)
     except Exception as error:  # noqa: BLE001 - the wall: nothing of an error may leave
-        node_log.error("failed with %s at %s", type(error).__name__, _where(error))
-        reason = Reason.UNAVAILABLE
+        return wire.pack_reply(Refusal("", _reason(error, log)), message)
     finally:
         clock.sleep(max(0.0, floor - (clock.now() - started)))
-    return wire.pack_reply(Refusal(name, reason), message)
+
+
+def _ask(
+    node: Node, message: Message, read: Callable[[Message], Any], act: Callable[[Node, Any], Reply]
+) -> Message:
+    """The node's reply; the journal has every step, and the count of refusals each of them, before it leaves."""
+    recorder, plan = Recorder(node.journal, message.metadata.message_type), None
+    try:
+        order = read(message)
+        recorder.arrived(order)
+        plan = _plan_of(order)
+        if plan is not None:
+            node.probing.check(plan)
+        reply = act(node, order)
+        if plan is not None:
+            node.probing.accepted(plan)
+        recorder.answered(reply)
+        return wire.pack_reply(reply, message)
+    except Exception as error:  # noqa: BLE001 - the wall: nothing of an error may leave
+        reason = _reason(error, node.log)
+        try:
+            if plan is not None:
+                node.probing.refused(plan, reason)
+            recorder.refused(reason, error.sentence if isinstance(error, Refused) else "")
+        except (JournalError, NodeError) as unwritten:
+            reason = _reason(unwritten, node.log)
+        return wire.pack_reply(Refusal(node.facts.name, reason), message)
+
+
+def _plan_of(order: object) -> Terms | None:
+    """The plan that an order carries; lists and openings of a masked round carry none."""
+    plan = order[0] if isinstance(order, tuple) else getattr(order, "plan", None)
+    return plan if isinstance(plan, Terms) else None
+
+
+def _reason(error: Exception, node_log: logging.Logger) -> Reason:
+    """What may leave of an error; the rest stays in the node's own log."""
+    if isinstance(error, Refused):
+        node_log.warning("refused, %s: %s", error.reason, error.sentence)
+        return error.reason
+    if isinstance(error, DataError):
+        node_log.error("the data does not fit the contract: %s", error)
+    elif isinstance(error, NodeError | PolicyError | LedgerError | KeyFileError | JournalError):
+        node_log.error("this node cannot work: %s", error)
+    else:
+        node_log.error("failed with %s at %s", type(error).__name__, _where(error))
+    return Reason.UNAVAILABLE
 
 
 def _where(error: BaseException) -> str:

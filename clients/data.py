@@ -1,31 +1,26 @@
-"""The agency's own file -> encoded arrays. Errors name columns and rules, never a cell.
+"""An agency's own records -> encoded arrays. Errors name columns and rules, never a cell.
 
-Data libraries quote cells in their errors. So their errors are caught here, and a `DataError` is raised
-after the `except` block has ended: not even its exception chain holds the original.
+A source (`clients/sources.py`) is read in batches, of which `clients/intake.py` keeps what the contract needs;
+people are then encoded some at a time. How large a batch is changes nothing in the result.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 
-from models.contract import Contract, validate
-from models.features import assignment, bound_rows, encode, split
-from models.table import MISSING_TEXT, Table, is_number
+from clients.cells import DataError, ReadAs, column
+from clients.intake import Gathered, gather
+from clients.sources import ROWS, FileSource, Source
+from models.contract import Contract, Unit, validate
+from models.features import assignment, encode, layout, split
+from models.table import is_number, texts
 
-ReadAs = Literal["number", "text"]
 PartName = Literal["train", "tune", "test"]
 PART_NAMES: tuple[PartName, ...] = ("train", "tune", "test")
-NOT_UTF8 = "must be UTF-8 text: save it again as CSV UTF-8"
-PLAIN_NUMBER = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d+)?$"
-"""What an untyped column must look like to be numbers: "007" and long digit strings are ids, so text."""
-
-
-class DataError(ValueError):
-    """A table that cannot be used: sentences for the person at this machine, without any cell."""
+_PERSON, _ORDER = "\0person", "\0order"  # columns of the encoder's tables that no contract has
 
 
 @final
@@ -56,180 +51,144 @@ class Dataset:
 
 def load(
     contract: Contract,
-    path: Path,
+    source: Source | Path,
     kind: str | None,
     *,
     fractions: Mapping[str, float],
     key: bytes,
     min_people: int,
+    rows: int = ROWS,
 ) -> Dataset:
-    """The agency's file, held against the contract, encoded and split. `DataError` lists every problem.
+    """The agency's records, held against the contract, encoded and split. `DataError` lists every problem.
 
     People are split by the contract's split column, else by a keyed hash of their id (`fractions` of
-    each part, `key` known to this node alone). `min_people` counts people, not rows.
+    each part, `key` known to this node alone). `min_people` counts people, not rows. `rows`: of one batch.
     """
-    table = read_table(path, contract.needs(kind))
-    return prepare(contract, table, kind, fractions=fractions, key=key, min_people=min_people, name=path.name)
+    found = checked(contract, source, kind, min_people=min_people, rows=rows)
+    if contract.split is None:
+        said = ""
+        part = np.concatenate([split(ids, fractions, key) for ids in found.ids(rows)])
+    else:
+        part = texts(found.column(contract.split, found.rows[found.stops - 1]))
+        said = assignment(np.concatenate(list(found.ids(rows))), part, key)
+    return _Encoder(contract, kind, part).encode(found, rows, said)
 
 
-def prepare(
-    contract: Contract,
-    table: Table,
-    kind: str | None,
-    *,
-    fractions: Mapping[str, float],
-    key: bytes,
-    min_people: int,
-    name: str = "the table",
-) -> Dataset:
-    """`load` for a table that is in memory; `name` is what errors call it."""
-    problems = validate(contract, table, kind, min_people=min_people)
+def checked(
+    contract: Contract, source: Source | Path, kind: str | None, *, min_people: int, rows: int = ROWS
+) -> Gathered:
+    """What the contract needs of the records; `DataError` lists every problem."""
+    source = _source(source)
+    found = gather(contract, source, contract.needs(kind), kind, rows)
+    too_few = found.people < min_people  # as the witnesses then are, too
+    problems = validate(contract, found.witness, kind, min_people=min_people if too_few else 0)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
-        raise DataError(f"{name} does not fit the contract {contract.name}:\n{lines}")
-    people = encode(contract, table, kind)
-    part = split(people.ids, fractions, key) if people.part is None else people.part
-    parts = {}
-    for part_name in PART_NAMES:
-        who = part == part_name
-        y = None if people.y is None else people.y[who]
-        parts[part_name] = Part(people.x[who], y, people.present[who], people.group[who])
-    said = "" if people.part is None else assignment(people.ids, people.part, key)
-    return Dataset(parts, people.clipped, people.unknown, said)
+        raise DataError(f"{source.name} does not fit the contract {contract.name}:\n{lines}")
+    return found
+
+
+class _Encoder:
+    """Arrays of the right size for each part, filled with some people at a time."""
+
+    def __init__(self, contract: Contract, kind: str | None, part: np.ndarray) -> None:
+        self._kind, self._part, self._rows = kind, part, contract.unit.rows
+        self._contract = replace(contract, unit=Unit("person", _PERSON, self._rows, _ORDER))
+        labelled = contract.holds_label(kind)
+        self._parts: dict[PartName, Part] = {}
+        for name in PART_NAMES:
+            n = int((part == name).sum())
+            shape = (n,) if self._rows == 1 else (n, self._rows)
+            x = np.zeros((*shape, len(layout(contract).names)), dtype=np.float32)
+            y = np.zeros(shape, dtype=np.float32) if labelled else None
+            self._parts[name] = Part(x, y, np.zeros(shape, dtype=np.float32), np.zeros(n, dtype=np.int64))
+
+    def encode(self, found: Gathered, rows: int, said: str) -> Dataset:
+        filled = dict.fromkeys(PART_NAMES, 0)
+        clipped: dict[str, int] = {}
+        unknown: dict[str, int] = {}
+        size = max(1, rows // self._rows)
+        for start in range(0, len(found.stops), size):
+            stops = found.stops[start : start + size]
+            first = found.stops[start - 1] if start else 0
+            here = found.rows[first : stops[-1]]
+            people = np.repeat(np.arange(len(stops)), np.diff(stops, prepend=first))
+            table = found.table(here) | {_PERSON: people, _ORDER: np.arange(len(here))}
+            encoded = encode(self._contract, table, self._kind)
+            for name in PART_NAMES:
+                who = self._part[start : start + size] == name
+                at, filled[name] = filled[name], filled[name] + int(who.sum())
+                self._fill(self._parts[name], slice(at, filled[name]), encoded, who)
+            for total, some in ((clipped, encoded.clipped), (unknown, encoded.unknown)):
+                total.update({name: total.get(name, 0) + count for name, count in some.items()})
+        return Dataset(self._parts, clipped, unknown, said)
+
+    @staticmethod
+    def _fill(part: Part, where: slice, encoded: object, who: np.ndarray) -> None:
+        for name in ("x", "y", "present", "group"):
+            into, values = getattr(part, name), getattr(encoded, name)
+            if into is not None:
+                into[where] = values[who]
 
 
 def load_values(
-    contract: Contract, path: Path, column: str, kind: str | None, *, min_people: int
+    contract: Contract,
+    source: Source | Path,
+    column: str,
+    kind: str | None,
+    *,
+    min_people: int,
+    rows: int = ROWS,
 ) -> np.ndarray:
     """One number per person (people,), float64: `column` in the most recent row, NaN where there is none.
 
     The contract need not know the column; of the contract's own columns only the id and the order are read.
     `DataError` lists every problem. Infinite values are no problem: the bins of a statistic take them.
     """
-    unit = contract.unit
+    unit, source = contract.unit, _source(source)
     wanted: dict[str, ReadAs] = {name: "text" for name in (unit.column, unit.order_by) if name}
-    table = read_table(path, wanted | {column: "number"})
     label = replace(contract.label, held_by=())
     rows_alone = replace(contract, columns=(), groups=(), blocks=(), split=None, label=label)
-    problems = [str(problem) for problem in validate(rows_alone, table, kind)]
-    if column not in table:
+    found = gather(rows_alone, source, wanted | {column: "number"}, kind, rows)
+    problems = [str(problem) for problem in validate(rows_alone, found.witness, kind)]
+    if column not in found.witness:
         problems.append(f"column {column!r} is not in the table")
-    elif not is_number(table[column]):
+    elif not is_number(found.witness[column]):
         problems.append(f"column {column!r} must be a number")
     if not problems:
-        latest = bound_rows(rows_alone, table, kind)[1][:, -1]
-        if len(latest) >= min_people:
-            return np.asarray(table[column][latest], dtype=np.float64)
+        if found.people >= min_people:
+            return found.column(column, found.rows[found.stops - 1])
         problems.append(f"the table has fewer people than the {min_people} that are required")
     lines = "\n".join(f"- {problem}" for problem in problems)
-    raise DataError(f"{path.name} does not fit what was asked:\n{lines}")
+    raise DataError(f"{source.name} does not fit what was asked:\n{lines}")
 
 
 def read_table(path: Path, columns: Mapping[str, ReadAs] | None = None) -> dict[str, np.ndarray]:
-    """A CSV (UTF-8, commas, a header) or Parquet file -> column -> float64 or objects of str, (rows,).
+    """A whole CSV (UTF-8, commas, a header) or Parquet file -> column -> float64 or objects of str, (rows,).
 
     With `columns` only those that are in the file are read, each as number or text; a "number" column
     that holds other text stays text, so that `validate` can name it. Without, a column is a number where
     every cell is plainly one. Missing is NaN or None: an empty cell or one of `MISSING_TEXT`. Spaces
     around a cell are dropped. `DataError` where the file cannot be read, in one sentence.
     """
-    path = Path(path)
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path.name} must be a .csv or .parquet file")
-    if not path.is_file():
-        raise DataError(f"{path} is missing or not a file: write the path of the agency's table")
-    try:
-        return readers[path.suffix.lower()](path, columns)
-    except DataError:
-        raise
-    except UnicodeDecodeError:
-        rule = NOT_UTF8
-    except Exception as error:  # noqa: BLE001 - its text may quote a cell, so it ends here
-        kind = path.suffix.lower().removeprefix(".")
-        whole = f"cannot be read: is it a whole {kind} file that you may open?"
-        rule = NOT_UTF8 if "UTF8" in str(error) else whole
-    raise DataError(f"{path.name} {rule}")
+    batches = list(FileSource(Path(path)).batches(columns))
+    names = batches[0] if batches else ()
+    return {name: column([batch[name] for batch in batches], (columns or {}).get(name)) for name in names}
 
 
-def _read_csv(path: Path, columns: Mapping[str, ReadAs] | None) -> dict[str, np.ndarray]:
-    import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
-    import pyarrow.csv  # type: ignore[import-untyped, unused-ignore]
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    names = _wanted(path, header, columns)
-    if columns and not names and len(header) == 1:
-        raise DataError(f"{path.name} has one column only: save it with commas between the cells")
-    if not names:
-        return {}
-    if path.read_bytes().count(b'"') % 2:  # the rows after it would be read as one cell
-        raise DataError(f'{path.name} has a quote (") without its pair')
-    ragged: list[int] = []
-
-    def skip(row: Any) -> str:
-        ragged.append(row.number)
-        return "skip"
-
-    table = pa.csv.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(use_threads=False),  # rows are numbered only without threads
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-    if ragged:
-        raise DataError(
-            f"{path.name} row {ragged[0]} (the header is row 1) must have as many cells as the header"
-        )
-    return {name: _column(table.column(name), (columns or {}).get(name)) for name in names}
+def _source(source: Source | Path) -> Source:
+    return FileSource(source) if isinstance(source, Path) else source
 
 
-def _read_parquet(path: Path, columns: Mapping[str, ReadAs] | None) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
-
-    with pa.parquet.ParquetFile(path) as file:
-        names = _wanted(path, file.schema_arrow.names, columns)
-        for name in names:
-            if pa.types.is_nested(file.schema_arrow.field(name).type):
-                raise DataError(f"{path.name} column {name!r} must hold single values")
-        table = file.read(columns=names, use_threads=False)
-    return {name: _column(table.column(name), (columns or {}).get(name)) for name in names}
-
-
-def _wanted(path: Path, header: Sequence[str], columns: Mapping[str, ReadAs] | None) -> list[str]:
-    """The columns to read, in the order of `columns` or of the file."""
-    names = list(header) if columns is None else [name for name in columns if name in header]
-    for name in names:
-        if header.count(name) > 1:
-            raise DataError(
-                f"{path.name} has two columns {name!r}" if columns else f"{path.name} names a column twice"
-            )
-    return names
-
-
-def _column(values: Any, read_as: ReadAs | None) -> np.ndarray:
-    """One Arrow column -> float64 with NaN, or objects of str with None; shape (rows,)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
-
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    numeric = any(
-        test(values.type)
-        for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    )
-    if numeric and read_as != "text":
-        return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-    text = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    missing = pc.is_in(text, value_set=pa.array(sorted(MISSING_TEXT)))
-    text = pc.if_else(missing, pa.scalar(None, pa.string()), text)
-    plain = pc.match_substring_regex(text, PLAIN_NUMBER)
-    if read_as == "number" or (read_as is None and pc.all(plain, min_count=0).as_py()):
-        try:
-            return np.asarray(text.cast(pa.float64()).to_numpy(), dtype=np.float64)
-        except pa.ArrowInvalid:
-            pass  # it stays text, and `validate` says that it must be a number
-    return np.asarray(text.to_numpy(), dtype=object)
+__all__ = [
+    "PART_NAMES",
+    "DataError",
+    "Dataset",
+    "Part",
+    "PartName",
+    "ReadAs",
+    "checked",
+    "load",
+    "load_values",
+    "read_table",
+]

@@ -15,7 +15,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 KEY_BYTES = 32
 
@@ -48,6 +56,33 @@ def write_secret(path: Path, key: bytes) -> None:
     with contextlib.suppress(FileExistsError):  # another process was first: its key counts
         os.link(whole, path)
     whole.unlink()
+
+
+def make_node_key(folder: Path) -> None:
+    """Make `node.key` (ECDSA P-384, PEM, mode 0600) and `node.pub` (one line, as OpenSSH writes it), once.
+
+    The key signs this node's requests to the SuperLink, and never leaves the folder.
+    """
+    if not (folder / "node.key").exists():
+        key = ec.generate_private_key(ec.SECP384R1())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_secret(folder / "node.key", pem)
+    public = node_key(folder).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (folder / "node.pub").write_bytes(public + b"\n")
+
+
+def node_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """The key that `make_node_key` made."""
+    path = folder / "node.key"
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except FileNotFoundError:
+        raise KeyFileError(f"{path} is missing: `fedrisk-node init` makes it") from None
+    except (OSError, ValueError, TypeError):
+        raise KeyFileError(f"{path} is no private key in PEM that this user may read") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise KeyFileError(f"{path} must be an ECDSA P-384 key, as `fedrisk-node init` makes it")
+    return key
 
 
 def signing_key(folder: Path) -> Ed25519PrivateKey:

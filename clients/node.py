@@ -2,31 +2,45 @@
 
 A folder holds `node.toml` (what this agency is, and whom it trusts), `policy.toml` (what it permits),
 `split.key` and `signing.key` (secrets that only this node has), `ledger.db`, `masks/` (secrets of runs that go
-on) and `node.log`. Nothing here knows where an order came from.
+on), `draws/` (of orders that are at work, and the last replies) and `log/`. Nothing here knows where an order came from.
 """
 
 import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-import yaml
 
-from clients import keys, noise, randomness
+from clients import keys, noise, randomness, rules
+from clients.approvals import Approvals, keep_asked
 from clients.data import DataError, Dataset, load, load_values
+from clients.draws import Draw, Draws, fresh_draw
 from clients.evaluate import noised_table, table_counts
-from clients.folder import NodeError, NodeFile, file_log, read_keeps, read_node_file, write_keeps
+from clients.folder import (
+    NodeError,
+    NodeFile,
+    file_log,
+    read_contract,
+    read_keeps,
+    read_node_file,
+    write_keeps,
+)
+from clients.journal import Journal
 from clients.keys import KeyFileError
 from clients.ledger import Ledger, PlanFacts, Scope
 from clients.masking import Masks
 from clients.policy import Policy, read_policy
+from clients.probing import Probing
 from clients.randomness import Stream
-from federation import masks
-from federation.plan import Part, Reason, Refused, Terms, TrainPlan
+from clients.sources import find_source
+from federation import masks, wire
+from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Terms, TrainPlan
 from federation.protocol import (
     AgreeOrder,
     DealOrder,
@@ -39,6 +53,7 @@ from federation.protocol import (
     Opened,
     OpenOrder,
     Ready,
+    Reply,
     RoundOrder,
     RoundReply,
     SharedNoise,
@@ -50,10 +65,10 @@ from federation.protocol import (
 from federation.release import SharedRelease
 from federation.stats import holds, why_not
 from models import quantiles, risk
-from models.contract import Contract, ContractError
+from models.contract import Contract
 from models.features import layout
 
-LARGEST_WEIGHT = 1e6  # of an order; models with larger ones overflow for some people and not for others
+Kept = TypeVar("Kept", bound=Reply)
 
 
 class Node:
@@ -64,7 +79,11 @@ class Node:
         self.facts = facts
         self.policy = policy
         self.contract = contract
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self.approvals = Approvals(folder)
+        self.probing = Probing(folder, None if policy.simulation else policy.probing, lambda: self.now())
         self.log = file_log(folder, facts.name)
+        self.journal = Journal(folder, durable=not policy.simulation)
         self._resident: dict[tuple[float, float], Resident] = {}
         self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
@@ -93,32 +112,48 @@ class Node:
         masked = plan.privacy.shared is not None
         if masked != (order.draw is not None):
             raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
+        known = self._known(order.digest)
+        if known is not None:
+            return known  # type: ignore[return-value]
         if order.draw is not None:
             draws = self.masks.may_mask(plan, order.transcript, order.draw)
             _must_be_the_draws(order, draws)
         module = self._module(plan, order.weights)
         self._reserve(plan)
         records = self._records(plan)
-        self._charge(order, once=masked)
-        reply = self._masked(order, records, module) if masked else self._own_noise(order, records, module)
+        draw = self._begin(order.digest, lambda: records.digest)
+        if masked or not (draw.again and self.ledger.charged(order.order_id)):
+            self._charge(order, once=masked)
+        work = Work(order, records, module, draw)
+        reply = self._masked(work) if masked else self._own_noise(work)
+        self._keep_reply(order.digest, reply)
         kinds = [release.kind for release in order.releases]
         self.log.info("round %s of run %s: released %s", order.round, plan.run_id, kinds)
         return reply
 
     def stats(self, order: StatsOrder) -> StatsReply:
         """One noised table of a column's values: charged before any noise is drawn, then it leaves."""
-        plan = order.plan
-        self.policy.review_stats(plan)
+        plan, at = order.plan, self._situation()
+        rules.review(self.policy, plan, at)
         self._must_agree(plan)
         self._may_be_asked(plan.column)
         grid = _can_be_drawn(noise.of_sums, plan.sigma)
+        self._review_now(plan, at)
         self._meet(order.heads)
-        sums = quantiles.weighted(quantiles.tally(self._values(plan.column)))
+        known = self._known(plan.sha256)
+        if known is not None:
+            return known  # type: ignore[return-value]
+        values = self._values(plan.column)
+        sums = quantiles.weighted(quantiles.tally(values))
         named = replace(plan.release(), split_id=self._split_id(plan))
-        self.ledger.charge(_facts(plan), plan.order_id, [named])
-        noised = noise.noised(sums, grid, self._stats_stream(plan))
+        draw = self._begin(plan.sha256, lambda: hashlib.sha256(values.tobytes()).digest())
+        if not (draw.again and self.ledger.charged(plan.order_id)):
+            self.ledger.charge(_facts(plan), plan.order_id, [named])
+        noised = noise.noised(sums, grid, self._stats_stream(plan, draw))
+        reply = StatsReply(self.facts.name, noised, (plan.release(),), self.head)
+        self._keep_reply(plan.sha256, reply)
         self.log.info("run %s: released a table of the values of %s", plan.run_id, plan.column)
-        return StatsReply(self.facts.name, noised, (plan.release(),), self.head)
+        return reply
 
     def make_keys(self, order: KeysOrder) -> Keys:
         """Fresh mask keys for a run that the policy permits, with the head that this node keeps of its neighbour."""
@@ -132,6 +167,9 @@ class Node:
     def deal(self, order: DealOrder) -> Dealt:
         """Check the peers' keys and what they keep of this node's ledger; share this node's seeds with them."""
         self._review(order.plan)
+        return self._once(order, lambda: self._deal(order))
+
+    def _deal(self, order: DealOrder) -> Dealt:
         sealed, roster = self.masks.deal(order.plan, order.adverts)
         kept = [advert.keeps for advert in roster.adverts if advert.keeps is not None]
         for name, seq, head in kept:
@@ -140,16 +178,30 @@ class Node:
 
     def agree(self, order: AgreeOrder) -> Signed:
         """Sign one list of survivors."""
-        return Signed(self.facts.name, self.masks.agree(order))
+        return self._once(order, lambda: Signed(self.facts.name, self.masks.agree(order)))
 
     def open(self, order: OpenOrder) -> Opened:
         """Open the shares that unmask the sum of the list that was signed."""
-        return Opened(self.facts.name, self.masks.open(order))
+        return self._once(order, lambda: Opened(self.facts.name, self.masks.open(order)))
+
+    def _once(self, order: DealOrder | AgreeOrder | OpenOrder, act: Callable[[], Kept]) -> Kept:
+        """`act`, or what it gave before for the same order: what is done once is answered as often as it is asked."""
+        known = self._known(repr(order))
+        if known is not None:
+            return known  # type: ignore[return-value]
+        reply = act()
+        self._keep_reply(repr(order), reply)
+        return reply
 
     @functools.cached_property
     def masks(self) -> Masks:
         """What this node keeps for secure aggregation; its signing key is made at first use."""
         return Masks(self.folder, self.facts.name, keys.signing_key(self.folder), self._pins)
+
+    @functools.cached_property
+    def draws(self) -> Draws:
+        """What this node remembers of the orders that it is at, and was."""
+        return Draws(self.folder / "draws")
 
     @property
     def head(self) -> Head:
@@ -177,6 +229,19 @@ class Node:
             named = [replace(release, split_id=split) for release in plan.releases()]
             self.ledger.reserve(_facts(plan), named)
             self._reserved.add(plan.sha256)
+
+    def _known(self, order: str) -> Reply | None:
+        """The reply that the order got before, which is no new release: whoever sent it may have lost it."""
+        kept = None if self.policy.simulation else self.draws.reply(order)
+        return None if kept is None else wire.thaw(kept)
+
+    def _begin(self, order: str, records: Callable[[], bytes]) -> Draw:
+        """The order's randomness, kept until its reply is; a simulation repeats its own by a seed."""
+        return fresh_draw() if self.policy.simulation else self.draws.begin(order, records())
+
+    def _keep_reply(self, order: str, reply: Reply) -> None:
+        if not self.policy.simulation:
+            self.draws.keep(order, wire.freeze(reply))
 
     def _charge(self, order: RoundOrder, *, once: bool) -> None:
         """On the agency's disk before any noise of this order is drawn."""
@@ -228,13 +293,27 @@ class Node:
         ).hexdigest()
 
     def _review(self, plan: TrainPlan) -> None:
-        self.policy.review(plan)
+        at = self._situation()
+        rules.review(self.policy, plan, at)
         self._must_agree(plan)
         if plan.privacy.shared is not None:
             self._must_fit(plan, plan.privacy.shared)
         elif plan.privacy.mechanism == "local":
             for sigma in (plan.privacy.tune_sigma, plan.privacy.test_sigma):
                 _can_be_drawn(noise.of_counts, sigma)
+        self._review_now(plan, at)
+
+    def _review_now(self, plan: rules.Plan, at: rules.Situation) -> None:
+        """What changes with time comes last: a person is asked about plans alone that nothing else refuses."""
+        try:
+            rules.review_now(self.policy, plan, at)
+        except Refused as refused:
+            if refused.reason is Reason.NOT_YET:
+                keep_asked(self.folder, plan)
+            raise
+
+    def _situation(self) -> rules.Situation:
+        return rules.Situation(self.now(), self.contract, self.approvals.standing())
 
     def _must_agree(self, plan: Terms) -> None:
         """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""
@@ -253,8 +332,8 @@ class Node:
             raise Refused(Reason.CONTRACT, why)
 
     def _values(self, column: str) -> np.ndarray:
-        path, least = self.folder / self.facts.table, self.policy.min_people
-        return load_values(self.contract, path, column, self.facts.kind, min_people=least)
+        source, least = find_source(self.folder, self.facts.table), self.policy.min_people
+        return load_values(self.contract, source, column, self.facts.kind, min_people=least)
 
     def _records(self, plan: TrainPlan) -> "Resident":
         return self._dataset(plan.tune_fraction, plan.test_fraction)
@@ -273,7 +352,7 @@ class Node:
         }
         dataset = load(
             self.contract,
-            self.folder / self.facts.table,
+            find_source(self.folder, self.facts.table),
             self.facts.kind,
             fractions=fractions,
             key=keys.secret(self.folder / "split.key"),
@@ -316,59 +395,55 @@ class Node:
                 Reason.MALFORMED, f"privacy.shared: shares of this size do not fit in {shared.bits} bits"
             )
 
-    def _own_noise(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> RoundReply:
+    def _own_noise(self, work: "Work") -> RoundReply:
         """What this agency may release by itself: its own noise is in it."""
-        tables: dict[str, np.ndarray] = {
-            part: self._table(order, part, records, module) for part in order.evaluate
-        }
-        delta = self._train(order, records, module) if order.train else None
+        order = work.order
+        tables: dict[str, np.ndarray] = {part: self._table(work, part) for part in order.evaluate}
+        delta = self._train(work) if order.train else None
         return RoundReply(self.facts.name, delta, tables, order.releases, self.head)
 
-    def _table(
-        self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module
-    ) -> np.ndarray:
-        x, y, _, group = records.part(part)
-        privacy = order.plan.privacy
+    def _table(self, work: "Work", part: Part) -> np.ndarray:
+        x, y, _, group = work.records.part(part)
+        privacy = work.order.plan.privacy
         return noised_table(
-            module,
+            work.module,
             x,
             y,
             group,
-            edges=np.asarray(order.plan.edges),
+            edges=np.asarray(work.order.plan.edges),
             n_groups=len(self.contract.group_names),
             sigma=privacy.tune_sigma if part == "tune" else privacy.test_sigma,
-            stream=self._stream(order, f"{part} noise"),
+            stream=self._stream(work, f"{part} noise"),
         )
 
-    def _train(
-        self, order: RoundOrder, records: "Resident", module: torch.nn.Module
-    ) -> dict[str, np.ndarray]:
+    def _train(self, work: "Work") -> dict[str, np.ndarray]:
         from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
 
-        plan = order.plan
-        x, y, present, _ = records.part("train")
+        plan = work.order.plan
+        x, y, present, _ = work.records.part("train")
         return train.dp_fit(
-            module,
+            work.module,
             x,
             y,
             present,
             privacy=plan.privacy,
             local=plan.local,
             expected_batch=plan.expected_batch(self.facts.name),
-            free=self._free(module),
-            sampling=self._sampling(order),
-            noise=self._noise(order, "train"),
+            free=self._free(work.module),
+            sampling=self._sampling(work),
+            noise=self._noise(work, "train"),
         )
 
-    def _masked(self, order: RoundOrder, records: "Resident", module: torch.nn.Module) -> MaskedReply:
+    def _masked(self, work: "Work") -> MaskedReply:
         """This agency's whole numbers with its share of the noise, under masks: it never leaves without them."""
-        plan, limit = order.plan, order.plan.privacy.limit
-        numbers = [self._exact_table(order, part, records, module, limit) for part in order.evaluate]
+        order, plan = work.order, work.order.plan
+        limit = plan.privacy.limit
+        numbers = [self._exact_table(work, part, limit) for part in order.evaluate]
         if order.train:
-            numbers.append(self._exact_sum(order, records, module, limit))
+            numbers.append(self._exact_sum(work, limit))
         purposes = [*order.evaluate, "train"] if order.train else list(order.evaluate)
         noised = [
-            values + self._share(order, purpose, release)
+            values + self._share(work, purpose, release)
             for values, purpose, release in zip(numbers, purposes, order.releases, strict=True)
         ]
         assert plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
@@ -377,40 +452,37 @@ class Node:
         masked = self.masks.mask(plan, order.transcript, order.draw, vector)
         return MaskedReply(self.facts.name, masked, order.releases, self.head)
 
-    def _exact_table(
-        self, order: RoundOrder, part: Part, records: "Resident", module: torch.nn.Module, limit: int
-    ) -> np.ndarray:
+    def _exact_table(self, work: "Work", part: Part, limit: int) -> np.ndarray:
         """A table in grid steps, (cells,) int64: nobody sees it."""
-        x, y, _, group = records.part(part)
-        edges, n_groups = np.asarray(order.plan.edges), len(self.contract.group_names)
-        counts = table_counts(module, x, y, group, edges=edges, n_groups=n_groups).ravel()
-        assert order.plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
-        return masks.to_grid(counts, order.plan.privacy.shared.steps_per_person, limit)
+        plan = work.order.plan
+        x, y, _, group = work.records.part(part)
+        edges, n_groups = np.asarray(plan.edges), len(self.contract.group_names)
+        counts = table_counts(work.module, x, y, group, edges=edges, n_groups=n_groups).ravel()
+        assert plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
+        return masks.to_grid(counts, plan.privacy.shared.steps_per_person, limit)
 
-    def _exact_sum(
-        self, order: RoundOrder, records: "Resident", module: torch.nn.Module, limit: int
-    ) -> np.ndarray:
+    def _exact_sum(self, work: "Work", limit: int) -> np.ndarray:
         """A batch's clipped sum in grid steps, (parameters,) int64: nobody sees it."""
         from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
 
-        privacy = order.plan.privacy
+        privacy = work.order.plan.privacy
         assert privacy.shared is not None  # noqa: S101 - `round` asks for it
-        x, y, present, _ = records.part("train")
+        x, y, present, _ = work.records.part("train")
         total = train.dp_sum(
-            module,
+            work.module,
             x,
             y,
             present,
             max_grad_norm=privacy.max_grad_norm,
             sample_rate=privacy.sample_rate,
-            sampling=self._sampling(order),
+            sampling=self._sampling(work),
         )
         return masks.to_grid(total, privacy.shared.steps_per_norm / privacy.max_grad_norm, limit)
 
-    def _share(self, order: RoundOrder, purpose: str, release: object) -> np.ndarray:
+    def _share(self, work: "Work", purpose: str, release: object) -> np.ndarray:
         """This agency's share of the noise of one release, on every coordinate, held here or not."""
         assert isinstance(release, SharedRelease)  # noqa: S101 - `round` asks for it
-        stream = self._stream(order, f"{purpose} noise")
+        stream = self._stream(work, f"{purpose} noise")
         return randomness.discrete_gaussian(stream, release.dimension, release.share_variance)
 
     def _free(self, module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -427,36 +499,46 @@ class Node:
         held = [block is None or self.contract.holds(self.facts.kind, block) for block in blocks]
         return torch.tensor(held, dtype=torch.float32)
 
-    def _noise(self, order: RoundOrder, purpose: str) -> Callable[[int, float], torch.Tensor]:
+    def _noise(self, work: "Work", purpose: str) -> Callable[[int, float], torch.Tensor]:
         from clients import train
 
-        if order.plan.seed is None:
-            return randomness.gaussian(Stream.fresh())
-        return train.simulated_noise(self._seed(order, f"{purpose} noise"))
+        if work.order.plan.seed is None:
+            return randomness.gaussian(work.draw.stream(f"{purpose} noise"))
+        return train.simulated_noise(self._seed(work.order, f"{purpose} noise"))
 
-    def _sampling(self, order: RoundOrder) -> Callable[[int, float], np.ndarray]:
+    def _sampling(self, work: "Work") -> Callable[[int, float], np.ndarray]:
         from clients import train
 
-        if order.plan.seed is None:
-            return randomness.poisson_batches(Stream.fresh())
-        return train.simulated_sampling(self._seed(order, "sampling"))
+        if work.order.plan.seed is None:
+            return randomness.poisson_batches(work.draw.stream("sampling"))
+        return train.simulated_sampling(self._seed(work.order, "sampling"))
 
-    def _stream(self, order: RoundOrder, purpose: str) -> Stream:
-        """Of the operating system's randomness, but in a simulation, which a seed repeats."""
-        if order.plan.seed is None:
-            return Stream.fresh()
-        return Stream.seeded(f"{self._seed(order, purpose)}")
+    def _stream(self, work: "Work", purpose: str) -> Stream:
+        """Of the draw's own key, which the operating system's randomness made; a simulation repeats it by a seed."""
+        if work.order.plan.seed is None:
+            return work.draw.stream(purpose)
+        return Stream.seeded(f"{self._seed(work.order, purpose)}")
 
-    def _stats_stream(self, plan: StatsPlan) -> Stream:
+    def _stats_stream(self, plan: StatsPlan, draw: Draw) -> Stream:
         """As `_stream`, for the one draw of a statistic."""
         if plan.seed is None:
-            return Stream.fresh()
+            return draw.stream("stats noise")
         return Stream.seeded(f"{plan.seed}|{self.facts.name}|stats|{plan.column}")
 
     def _seed(self, order: RoundOrder, purpose: str) -> int:
         """Seed of one stream: of (seed, agency, round, purpose), so two agencies never share noise."""
         text = f"{order.plan.seed}|{self.facts.name}|{order.round}|{purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+@dataclass(frozen=True, repr=False)
+class Work:
+    """One order at work: on whose records, with which model, and with which randomness."""
+
+    order: RoundOrder
+    records: "Resident"
+    module: torch.nn.Module
+    draw: Draw
 
 
 class Resident:
@@ -474,6 +556,16 @@ class Resident:
             for name, part in dataset.parts.items()
         }
 
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """Names these records, 32 bytes: for this machine alone."""
+        digest = hashlib.blake2b(digest_size=32)
+        for x, y, present, group in self._parts.values():
+            for values in (x, y, present):
+                digest.update(b"" if values is None else values.numpy().data)
+            digest.update(np.ascontiguousarray(group).data)
+        return digest.digest()
+
     def part(self, name: Part) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, np.ndarray]:
         """(x, y, present, group) of one part; `Refused(CONTRACT)` where this agency holds no label."""
         x, y, present, group = self._parts[name]
@@ -489,15 +581,11 @@ def open_node(folder: Path) -> Node:
     """The node in `folder`, opened once per process. `NodeError` or `PolicyError` says what is wrong."""
     facts = read_node_file(folder / "node.toml")
     policy = read_policy(folder / "policy.toml")
+    contract = read_contract(folder, facts.contract)
     try:
-        contract = Contract.from_dict(yaml.safe_load((folder / facts.contract).read_text()))
-    except (OSError, UnicodeDecodeError):
-        raise NodeError(f"node.toml: the contract file {facts.contract} cannot be read") from None
-    except (ContractError, yaml.YAMLError) as error:
-        raise NodeError(f"the contract {facts.contract} is not usable: {error}") from None
-    try:
+        find_source(folder, facts.table)
         return Node(folder, facts, policy, contract)
-    except KeyFileError as error:
+    except (DataError, KeyFileError) as error:
         raise NodeError(str(error)) from None
 
 

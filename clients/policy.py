@@ -1,25 +1,51 @@
-"""The agency's own rules. The coordinator never sees this file and cannot change it.
+"""The agency's own rules, as they stand in policy.toml. The coordinator never sees this file and cannot change it.
 
-`review` accepts a plan or refuses it with the line that decides; it never adjusts one.
+`clients.rules` holds a plan against them: docs/policy.md explains every key.
 """
 
+import re
 import tomllib
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self, get_args
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clients.budget import Budget, Limit, Span
-from federation.plan import Agreed, Reason, Refused, Slug, Terms, TrainPlan, sentences
-from federation.release import VIEWERS
-from federation.stats import StatsPlan
+from federation.plan import Agreed, Slug, sentences
+from federation.release import VIEWERS, Kind, Viewer
 
 
 class PolicyError(ValueError):
     """A policy file that cannot be used: one sentence for each problem. The node does not start."""
 
 
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown, not a name, or a folder of names
+        raise ValueError(
+            f"must be a time zone that this machine knows, as Europe/London, got {name!r}"
+        ) from None
+    return name
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError(
+            f"must be a contract's SHA-256, 64 small hexadecimal digits, as `fedrisk-node policy show` prints it; got "
+            f"{text!r}"
+        )
+    return text
+
+
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
 
 
 class EpsilonTo(Agreed):
@@ -41,24 +67,29 @@ class EpsilonTo(Agreed):
 
     def limit(self, span: Span, name: str | None, delta: float) -> Limit:
         """As the ledger takes it."""
-        to = {viewer: getattr(self, viewer) or self.coordinator for viewer in VIEWERS}
-        return Limit(span, name, delta, to)
+        return Limit(span, name, delta, {viewer: self.to(viewer) for viewer in VIEWERS})
+
+    def to(self, viewer: Viewer) -> float:
+        """The most ε to `viewer`."""
+        return float(getattr(self, viewer) or self.coordinator)
 
 
 class BudgetRules(Agreed):
     """What all plans together may spend on one person of this agency: for life, and in narrower spans.
 
-    `year`: any 365 days. `experiment`: each experiment by itself. `purpose`: by name.
+    `year`: any 365 days. `experiment`: each experiment by itself. `purpose`: by name. `order`: what the releases
+    of any one order would cost if there were no others.
     """
 
     delta: Annotated[float, Field(gt=0, lt=1)]
     life: EpsilonTo
     year: EpsilonTo | None = None
     experiment: EpsilonTo | None = None
+    order: EpsilonTo | None = None
     purpose: dict[Slug, EpsilonTo] = Field(default_factory=dict)
 
     def limits(self) -> Budget:
-        """Every limit; a plan must keep all."""
+        """Every limit that the ledger keeps; a plan must keep all."""
         spans: list[tuple[Span, EpsilonTo | None]] = [
             ("life", self.life),
             ("year", self.year),
@@ -69,20 +100,90 @@ class BudgetRules(Agreed):
         return tuple(found)
 
 
+class Purpose(Agreed):
+    """Why the law lets this agency's records be used for it, up to which day, and whether a person is asked each time.
+
+    `expires` is the last day. `ask` None: as the policy says for all purposes.
+    """
+
+    legal_basis: Annotated[str, Field(min_length=1, max_length=400)] | None = None
+    expires: date | None = None
+    ask: bool | None = None
+
+
+class Hours(Agreed):
+    """When orders are answered: from `opens` (`from` in the file) to before `closes` (`to`), on these days.
+
+    A window that ends before it begins goes past midnight and belongs to the day on which it begins.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    timezone: Zone
+    days: tuple[Day, ...] = DAYS
+    opens: Annotated[time, Field(alias="from")]
+    closes: Annotated[time, Field(alias="to")]
+
+    @model_validator(mode="after")
+    def is_a_window(self) -> Self:
+        if self.opens.tzinfo is not None or self.closes.tzinfo is not None:
+            raise ValueError("from and to must be as 08:00: `timezone` says where")
+        if not self.days:
+            raise ValueError("days must list one at least: leave it out for all seven")
+        if self.opens == self.closes:
+            raise ValueError(
+                "from and to must differ: leave [hours] out where orders are answered at any time"
+            )
+        return self
+
+    def include(self, now: datetime) -> bool:
+        """Whether orders are answered at `now`, by the clock on the wall in `timezone`."""
+        local = now.astimezone(ZoneInfo(self.timezone))
+        clock, today = local.time(), DAYS[local.weekday()] in self.days
+        if self.opens < self.closes:
+            return today and self.opens <= clock < self.closes
+        yesterday = DAYS[(local - timedelta(days=1)).weekday()] in self.days
+        return (today and clock >= self.opens) or (yesterday and clock < self.closes)
+
+
+class ProbingRules(Agreed):
+    """`[probing]`: after so many refusals in so many hours no new plan is looked at (`clients.probing`).
+
+    `refusals` of all experiments together, `per_experiment` of one.
+    """
+
+    refusals: Annotated[int, Field(ge=1, le=100_000)] = 20
+    per_experiment: Annotated[int, Field(ge=1, le=100_000)] = 10
+    hours: Annotated[float, Field(gt=0, le=8784)] = 24
+
+
 class Policy(Agreed):
     """What a plan must satisfy. The defaults permit nothing: an agency writes what it agrees to.
 
+    `contracts`, `strategies` and `releases`: what is left out (None) permits anything in a simulation and nothing
+    elsewhere. `never_columns`: a contract that has one of them is refused, whichever agencies hold it.
+    `max_...` None: no ceiling. `max_steps` counts the optimiser steps of one order, `max_rounds` a plan's rounds.
     `min_colluders` is the smallest c that a plan with shared noise must withstand, `max_honest` the largest
     number h of other agencies' honesty that this agency's privacy may rest on (0: no shared noise).
     `min_reply_seconds` makes every reply take at least that long, so that its time says less.
     `stats_columns` are the columns whose quantiles may be asked for (`fedrisk stats`).
+    `ask`: a person approves each plan before it runs (`clients.approvals`).
     `simulation` may be true only where the records are synthetic or public: it lets a plan carry a
     seed, and go without noise.
     """
 
-    purposes: tuple[str, ...] = ()
+    purposes: dict[Slug, Purpose] = Field(default_factory=dict)
+    contracts: tuple[Sha256, ...] | None = None
+    never_columns: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    strategies: tuple[str, ...] | None = None
+    releases: tuple[Kind, ...] | None = None
     stats_columns: tuple[str, ...] = ()
+    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    masks_required: bool = False
+    max_grad_norm: Above0 | None = None
+    max_sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.3
     min_table_sigma: Annotated[float, Field(ge=0)] = 1.0
     max_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
@@ -92,66 +193,35 @@ class Policy(Agreed):
     max_honest: Annotated[int, Field(ge=0)] = 0
     min_reply_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
     budget: BudgetRules | None = None
+    ask: bool = False
+    hours: Hours | None = None
+    probing: ProbingRules = ProbingRules()
     simulation: bool = False
 
-    def review(self, plan: TrainPlan) -> None:
-        """Return if the plan is permitted; `Refused` with the class and the deciding line if not."""
-        self._review_terms(plan)
-        if plan.model.name not in self.models:
-            raise Refused(Reason.MODEL, f"models: the plan's model {plan.model.name!r} is not listed")
-        if self.simulation:
-            return
-        self._review_shared_noise(plan)
-        if plan.privacy.mechanism == "none":
-            raise Refused(Reason.PRIVACY, "simulation: a plan without privacy runs on simulated data only")
-        if plan.privacy.noise_multiplier < self.min_noise_multiplier:
-            raise Refused(
-                Reason.PRIVACY, f"min_noise_multiplier: the plan has less than {self.min_noise_multiplier}"
-            )
-        self._review_spending(min(plan.privacy.tune_sigma, plan.privacy.test_sigma), plan.privacy.delta)
+    @field_validator("purposes", mode="before")
+    @classmethod
+    def from_names(cls, value: Any) -> Any:
+        names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        return {name: Purpose() for name in value} if names else value
 
-    def review_stats(self, plan: StatsPlan) -> None:
-        """`review` for a table of the values of one column; the noise on its cells is that of a table."""
-        self._review_terms(plan)
-        if plan.column not in self.stats_columns:
-            raise Refused(Reason.CONTRACT, f"stats_columns: the plan's column {plan.column!r} is not listed")
-        if not self.simulation:
-            self._review_spending(plan.sigma, plan.delta)
+    @model_validator(mode="after")
+    def purposes_are_lawful(self) -> Self:
+        bare = [name for name, purpose in self.purposes.items() if purpose.legal_basis is None]
+        if bare and not self.simulation:
+            raise ValueError(
+                f"purposes: {', '.join(bare)} must say why the law permits it: write [purposes.{bare[0]}] and under it "
+                'legal_basis = "...". Only a simulation lists purposes by name alone'
+            )
+        return self
 
-    def _review_terms(self, plan: Terms) -> None:
-        if plan.purpose not in self.purposes:
-            raise Refused(Reason.PURPOSE, f"purposes: the plan's purpose {plan.purpose!r} is not listed")
-        if len(plan.participants) < self.min_agencies:
-            raise Refused(
-                Reason.CONTRACT, f"min_agencies: the plan lists fewer than {self.min_agencies} agencies"
-            )
-        if plan.seed is not None and not self.simulation:
-            raise Refused(
-                Reason.PRIVACY, "simulation: a plan with a seed would make the noise known to others"
-            )
+    def asks(self, purpose: str) -> bool:
+        """Whether a person must approve each plan for `purpose`."""
+        of_purpose = self.purposes[purpose].ask if purpose in self.purposes else None
+        return self.ask if of_purpose is None else of_purpose
 
-    def _review_spending(self, sigma: float, delta: float) -> None:
-        if sigma < self.min_table_sigma:
-            raise Refused(Reason.PRIVACY, f"min_table_sigma: the plan has less than {self.min_table_sigma}")
-        if delta > self.max_delta:
-            raise Refused(Reason.PRIVACY, f"max_delta: the plan has more than {self.max_delta}")
-        if self.budget is None:
-            raise Refused(Reason.BUDGET, "budget: the policy states none, so nothing can be spent")
-
-    def _review_shared_noise(self, plan: TrainPlan) -> None:
-        shared = plan.privacy.shared
-        if shared is None:
-            return
-        if shared.colluders < self.min_colluders:
-            raise Refused(
-                Reason.PRIVACY,
-                f"min_colluders: the plan withstands {shared.colluders}, the least is {self.min_colluders}",
-            )
-        if shared.honest > self.max_honest:
-            raise Refused(
-                Reason.PRIVACY,
-                f"max_honest: the plan rests on {shared.honest} honest agencies, the most is {self.max_honest}",
-            )
+    def today(self, now: datetime) -> date:
+        """The day of `now` where the agency's hours are told, else UTC."""
+        return now.astimezone(ZoneInfo(self.hours.timezone) if self.hours else UTC).date()
 
 
 def read_policy(path: Path) -> Policy:

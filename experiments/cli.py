@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from experiments.coordinator.cli import app as coordinator
+
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -15,12 +17,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 Answer = TypeVar("Answer")
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the last line.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(help="Also write the plan that agencies are asked, for `fedrisk-node policy check`."),
+]
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train one private, federated risk model across agencies, and compare what it costs.",
 )
+app.add_typer(coordinator, name="coordinator")
 
 
 @app.command(context_settings=PASS_ON)
@@ -35,14 +42,22 @@ def run(context: typer.Context, quiet: Quiet = False) -> None:
 def resume(
     run_id: Annotated[str, typer.Argument(help="The run's name: a folder under outputs/.")],
     output: Annotated[str, typer.Option(help="Where runs are kept.")] = "outputs",
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Of a deployed run: the coordinator's folder, or a name in ~/.flwr/config.toml."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was stopped, from its last whole round, to the same weights.
 
-    Example: fedrisk resume demo-20260101-120000-1a2b
+    Examples: fedrisk resume demo-20260101-120000-1a2b
+    fedrisk resume pilot-20260101-120000-1a2b --superlink coordinator --output coordinator/outputs
     """
-    from experiments.run import resume_run
+    from experiments.run import resume_run, resume_submitted
 
+    if superlink is not None:
+        guarded(lambda: resume_submitted(superlink, Path(output) / run_id))
+        return
     guarded(lambda: resume_run(Path(output) / run_id, quiet=quiet))
 
 
@@ -60,7 +75,10 @@ def compare(context: typer.Context, quiet: Quiet = False) -> None:
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
 def submit(
     context: typer.Context,
-    superlink: Annotated[str, typer.Argument(help="A connection in ~/.flwr/config.toml.")],
+    superlink: Annotated[
+        str, typer.Argument(help="A running coordinator's folder, or a connection in ~/.flwr/config.toml.")
+    ],
+    plan_file: PlanFile = None,
 ) -> None:
     """Hand a run to a Flower SuperLink: fedrisk submit my-superlink experiment=own data.agencies=agencies.yaml
 
@@ -68,7 +86,7 @@ def submit(
     """
     from experiments.run import submit_run
 
-    guarded(lambda: submit_run(superlink, context.args))
+    guarded(lambda: submit_run(superlink, context.args, plan_file))
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
@@ -78,6 +96,7 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the curves, into a file.svg or file.png.")
     ] = None,
+    plan_file: PlanFile = None,
 ) -> None:
     """Say what a configuration costs, before anything is spent, and what noise, rounds and sampling meet a budget.
 
@@ -87,7 +106,7 @@ def plan(
     """
     from experiments.planning import plan_from
 
-    guarded(lambda: plan_from(context.args, as_json=as_json, plot=plot))
+    guarded(lambda: plan_from(context.args, as_json=as_json, plot=plot, plan_file=plan_file))
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
@@ -102,7 +121,8 @@ def stats(
     ] = "0.01,0.25,0.5,0.75,0.99",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     superlink: Annotated[
-        str | None, typer.Option(help="Ask deployed agencies: a connection in ~/.flwr/config.toml.")
+        str | None,
+        typer.Option(help="Ask deployed agencies: a coordinator's folder, or a name in ~/.flwr/config.toml."),
     ] = None,
 ) -> None:
     """Noisy quantiles of a column, to write its min and max into a contract without opening a table.

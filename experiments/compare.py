@@ -21,7 +21,7 @@ from experiments import baselines
 from experiments.agencies import Agency
 from experiments.baselines import People, Score
 from experiments.config import Data, Study, compose, read
-from federation.experiment import Experiment, SettingsError
+from federation.experiment import ROBUST, Experiment, SettingsError
 from federation.protocol import Weights
 from federation.server.rounds import RunError
 from models.fairness import worst_gap
@@ -345,7 +345,7 @@ def can_share(experiment: Experiment) -> bool:
     settings, members = experiment.settings, experiment.members
     weights = {member.weight / member.public_size for member in members}
     enough = len(members) >= max(3, settings.privacy.colluders + 1)
-    one_sum = settings.local.steps == 1 and settings.strategy.name != "fedprox"
+    one_sum = settings.local.steps == 1 and settings.strategy.name not in ("fedprox", *ROBUST)
     return enough and one_sum and len(weights) == 1
 
 

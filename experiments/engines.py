@@ -7,11 +7,7 @@ engine is a Flower `Grid` that hands each message to the ClientApp in this proce
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import threading
-import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +18,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supercore.utils import get_flwr_home
 
 from experiments.agencies import Agency
 from federation.experiment import Experiment, SettingsError
 from federation.server.app import Job, run_job
-from federation.server.result import software_version
 from federation.server.rounds import RunError
 
 FLOWER_ENV = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-FLOWER_SECONDS = 120.0  # how long `flwr run` may take
 
 
 class LocalGrid(Grid):
@@ -160,82 +153,50 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
 
 
 def submit(superlink: str, experiment: Experiment, run_id: str, *, stats: str = "") -> str:
-    """Hand the run to a SuperLink with Flower's own `flwr run`; returns Flower's number for the run.
+    """Hand the run to a SuperLink; returns Flower's number for the run.
 
-    `stats` is a `StatsRequest` in base64, where a statistic is asked for and no training.
-
-    The bundle that Flower distributes is one pyproject.toml without any code: it names the apps, and the
-    coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the
-    SuperLink does not take the run.
+    `superlink` is a running coordinator's folder, or a name in Flower's configuration. `stats` is a `StatsRequest` in
+    base64, where a statistic is asked for and no training. The bundle is `federation.installed`'s, without any code:
+    the coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the SuperLink
+    does not take the run.
     """
-    import tomli_w
-
-    with tempfile.TemporaryDirectory() as folder:
-        app, config = Path(folder) / "fedrisk", Path(folder) / "run.toml"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(tomli_w.dumps(bundle()))
-        config.write_text(
-            tomli_w.dumps({"experiment": experiment.encode(), "run-id": run_id, "stats": stats})
-        )
-        options = ["--run-config", str(config), "--format", "json"]
-        answer = _flower(superlink, ["run", str(app), superlink, *options])
-    return str(answer["run-id"])
+    return str(_start_run(superlink, {"experiment": experiment.encode(), "run-id": run_id, "stats": stats}))
 
 
-def bundle() -> dict[str, Any]:
-    """A Flower App of the installed fedrisk, as pyproject.toml says it. No dependencies: nobody may fetch any."""
-    app = {
-        "publisher": "fedrisk",
-        "components": {"serverapp": "federation.server.app:app", "clientapp": "clients.app:app"},
-        "config": {"experiment": "", "run-id": "", "stats": ""},
-    }
-    project = {
-        "name": "fedrisk",
-        "version": software_version(),
-        "description": "Runs the installed fedrisk.",
-        "license": "Apache-2.0",
-    }
-    return {"project": project, "tool": {"flwr": {"app": app}}}
+def home_of(superlink: str) -> Path:
+    """Where the relative paths of a submitted run begin: a coordinator's folder, or where the submitter stands."""
+    return Path(superlink).absolute() if _is_folder(superlink) else Path.cwd()
 
 
-def _flower(superlink: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What `flwr` says as JSON; it exits with 0 also when it fails, so only its answer counts."""
-    known = _superlinks()
-    address = known.get(superlink, {}).get("address", "")
-    if not address or str(address).startswith(":"):  # ":local:" is a simulation that Flower starts itself
+def flwr_of(superlink: str) -> tuple[str, str]:
+    """How Flower's own command is called to watch a run, and its name for the SuperLink."""
+    from experiments.coordinator.folder import NAME
+
+    return (
+        (f"FLWR_HOME={home_of(superlink)}/flower flwr", NAME)
+        if _is_folder(superlink)
+        else ("flwr", superlink)
+    )
+
+
+def _is_folder(superlink: str) -> bool:
+    return (Path(superlink) / "coordinator.toml").is_file()
+
+
+def _start_run(superlink: str, config: Mapping[str, str]) -> int:
+    """Flower's number for a new run with `config`."""
+    from experiments.coordinator import control
+
+    try:
+        connection = control.find_connection(superlink)
+    except control.ControlError as error:
+        raise SettingsError(str(error)) from None
+    try:
+        return control.start_run(connection, config)
+    except control.ControlError as error:
         raise SettingsError(
-            f"there is no SuperLink {superlink!r}: {get_flwr_home() / 'config.toml'} needs a section "
-            f"[superlink.{superlink}] with its address (docs/deploying.md)"
-        )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "flwr.cli.app", *arguments],
-            env={**os.environ, **FLOWER_ENV},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=FLOWER_SECONDS,
-        )
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        answer = {"error-message": f"no answer within {FLOWER_SECONDS:.0f} seconds"}
-    except ValueError:
-        answer = {"error-message": done.stderr or done.stdout}
-    if not answer.get("success"):
-        why = str(answer.get("error-message", "")).strip().splitlines() or ["no reason given"]
-        raise SettingsError(f"the SuperLink {superlink!r} at {address} did not take the run: {why[-1]}")
-    return answer
-
-
-def _superlinks() -> dict[str, dict[str, Any]]:
-    """Flower's own list of SuperLinks that this person knows, by name."""
-    try:
-        found = tomllib.loads((get_flwr_home() / "config.toml").read_text()).get("superlink", {})
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{get_flwr_home() / 'config.toml'} cannot be read: {error}") from None
-    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+            f"the SuperLink {superlink!r} at {connection.address} did not take the run: {error}"
+        ) from None
 
 
 def make_node_folders(

@@ -106,11 +106,23 @@ class Plan:
     next: str
 
 
-def plan_from(overrides: Sequence[str], *, as_json: bool = False, plot: Path | None = None) -> Plan:
-    """Compose, work out and show (or print as JSON, or draw). `SettingsError`, `DataError` as for a run."""
+def plan_from(
+    overrides: Sequence[str],
+    *,
+    as_json: bool = False,
+    plot: Path | None = None,
+    plan_file: Path | None = None,
+) -> Plan:
+    """Compose, work out and show (or print as JSON, or draw). `SettingsError`, `DataError` as for a run.
+
+    `plan_file` gets what agencies would be asked. A submitted run has another run id, and so another SHA-256.
+    """
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise SettingsError(f"--plot must name a file that ends in {' or '.join(PICTURES)}, got {plot}")
-    found = planned(experiment_of(overrides), overrides)
+    experiment = experiment_of(overrides)
+    found = planned(experiment, overrides)
+    if plan_file is not None:
+        plan_file.write_text(train_plan(experiment).canonical)
     from experiments import planning_screen
 
     if plot is not None and found.curve:  # without privacy there is nothing to draw
@@ -222,7 +234,7 @@ def _train_epsilon(plan: TrainPlan, rounds: int) -> dict[Viewer, float]:
 
 
 def limits(plan: TrainPlan) -> Limits:
-    """The lines of a policy.toml that admit `plan` where nothing was spent before, and no looser ones."""
+    """The lines of a policy.toml, all but its purposes, that admit `plan` where nothing was spent, and no looser ones."""
     events, delta = events_of(plan), plan.privacy.delta
     if plan.privacy.shared is None:
         life = dict.fromkeys(VIEWERS, life_limit(events, delta, "coordinator"))
@@ -271,7 +283,13 @@ def _toml(plan: TrainPlan, life: Mapping[Viewer, float]) -> str:
         lines.append(f"max_delta = {privacy.delta!r}")
     to = ", ".join(f"{viewer} = {life[viewer]:.2f}" for viewer in ("coordinator", "public", "everybody"))
     text = f"{{{to}}}" if shared else f"{life['coordinator']:.2f}"
-    return "\n".join([*lines, "[budget]", f"delta = {privacy.delta!r}", f"life = {text}"])
+    listed = [
+        f'contracts = ["{plan.contract_sha256}"]',
+        f'models = ["{plan.model.name}"]',
+        f'strategies = ["{plan.strategy}"]',
+        'releases = ["train", "evaluate"]',
+    ]
+    return "\n".join([*listed, *lines, "[budget]", f"delta = {privacy.delta!r}", f"life = {text}"])
 
 
 def _shared_lines(colluders: int, honest: int) -> list[str]:

@@ -109,6 +109,22 @@ def resume_run(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     return start(experiment, data, agencies, folder, nodes, tracker, quiet=quiet)
 
 
+def resume_submitted(superlink: str, folder: Path) -> None:
+    """Hand the deployed run in `folder` to a SuperLink again, to go on from its last whole round."""
+    from experiments import engines
+
+    if not (folder / "experiment.json").is_file():
+        raise SettingsError(f"{folder} is not a run on this machine: it lies where the coordinator runs")
+    if (folder / "result.json").is_file():
+        raise SettingsError(f"{folder} is finished: its result is in {folder}/result.json")
+    if (folder / "data.json").is_file():
+        raise SettingsError(f"{folder} is a simulation: go on with `{resume_command(folder)}`")
+    experiment = checked(Experiment, (folder / "experiment.json").read_text())
+    number = engines.submit(superlink, experiment, folder.name)
+    print(f"run     {folder.name}, which Flower now calls {number}, goes on from its last whole round")
+    print(f"result  {folder}/result.json")
+
+
 def prepare(
     experiment: Experiment, data: Data, agencies: Sequence[Agency], folder: Path
 ) -> tuple[list[Path], Tracker]:
@@ -179,26 +195,31 @@ def said(error: Exception, folder: Path | None = None) -> str:
     return f"{what} cannot be used ({error.strerror or type(error).__name__}): see to its permissions and free space"
 
 
-def submit_run(superlink: str, overrides: Sequence[str]) -> None:
-    """Compose, check and hand over a run; nothing of a table is read here."""
+def submit_run(superlink: str, overrides: Sequence[str], plan_file: Path | None = None) -> None:
+    """Compose, check and hand over a run; nothing of a table is read here. `plan_file`: where its plan goes, too."""
     from experiments import engines
 
     study = read(compose([*overrides, "engine=superlink"]), tables=False)
-    settings = with_whole_paths(study.experiment.settings)
+    settings = with_whole_paths(study.experiment.settings, engines.home_of(superlink))
     run_id = new_run_id(settings.name)
+    plan = study.experiment.plan(run_id, simulation=False)
+    if plan_file is not None:
+        plan_file.write_text(plan.canonical)
     number = engines.submit(superlink, study.experiment.but(settings=settings), run_id)
     print(f"run     {run_id}, which Flower calls {number}")
+    print(f"plan    {plan.sha256}, by which agencies approve it")
     print(f"result  {settings.output}/{run_id}/result.json, on the machine of the SuperLink")
-    print(f"watch   flwr ls {superlink} --run-id {number}")
-    print(f"        flwr log {number} {superlink} --stream")
+    flwr, name = engines.flwr_of(superlink)
+    print(f"watch   {flwr} ls {name} --run-id {number}")
+    print(f"        {flwr} log {number} {name} --stream")
 
 
-def with_whole_paths(settings: Settings) -> Settings:
-    """`settings` without relative paths: the ServerApp that reads them starts in another folder."""
+def with_whole_paths(settings: Settings, home: Path) -> Settings:
+    """`settings` whose relative paths lie under `home`: the ServerApp that reads them starts in another folder."""
     uri = settings.tracking.uri
     if uri.startswith("sqlite:///"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return settings.but(output=str(Path(settings.output).absolute()), tracking=settings.tracking.but(uri=uri))
+        uri = f"sqlite:///{home / uri.removeprefix('sqlite:///')}"
+    return settings.but(output=str(home / settings.output), tracking=settings.tracking.but(uri=uri))
 
 
 def check_agencies(path: Path, min_people: int) -> None:

@@ -42,6 +42,11 @@ class Screen:
             self._say(f"round {record['round']}: [yellow]{name} did not answer in time[/]")
         for name, reason in {**record["refused"], **record["rejected"]}.items():
             self._say(f"round {record['round']}: [yellow]{name}[/]: {reason}")
+        for name, times in record["bounded"].items():
+            self._say(
+                f"round {record['round']}: [yellow]{name}[/]: its change was {times:.3g} x as long as its norm bound, "
+                "and was scaled down to it"
+            )
         self._bar.update(self._task, completed=record["round"])
 
     def checkpoint(self, record: Mapping[str, Any]) -> None:

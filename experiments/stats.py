@@ -53,13 +53,16 @@ def submit_stats(
     from experiments import engines
 
     study = read(compose([*overrides, "engine=superlink"]), tables=False)
-    experiment = study.experiment.but(settings=with_whole_paths(study.experiment.settings))
+    experiment = study.experiment.but(
+        settings=with_whole_paths(study.experiment.settings, engines.home_of(superlink))
+    )
     run_id = new_run_id(experiment.settings.name)
     request = request_of(experiment, run_id, column, epsilon, quantiles, simulation=False)
     handed = engines.submit(superlink, experiment, run_id, stats=request.encode())
     print(f"run     {run_id}, which Flower calls {handed}")
     print(f"result  {experiment.settings.output}/{run_id}/stats.json, on the machine of the SuperLink")
-    print(f"watch   flwr log {handed} {superlink} --stream")
+    flwr, name = engines.flwr_of(superlink)
+    print(f"watch   {flwr} log {handed} {name} --stream")
 
 
 def request_of(

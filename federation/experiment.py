@@ -8,10 +8,10 @@ is decoded and checked again by the server that runs it, so nothing can drift on
 import base64
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from federation import masks
 from federation.plan import (
@@ -34,6 +34,10 @@ Model = TypeVar("Model", bound=Agreed)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+# Flower's strategies that hold against m agencies which send anything, and b of the 2 m + b that it takes.
+ROBUST: Mapping[str, int] = {"fedmedian": 1, "fedtrimmedavg": 1, "krum": 3, "multikrum": 3}
 
 
 class SettingsError(ValueError):
@@ -82,11 +86,26 @@ class Local(Agreed):
 class Strategy(Agreed):
     """Which of Flower's strategies combines the agencies' changes, and its settings.
 
-    `dp_fedsgd` is one clipped and noised sum of gradients per agency and round; `optimizer` is the
-    strategy of Flower's that then moves the weights.
+    `dp_fedsgd` is one clipped and noised sum of gradients per agency and round. It and the robust ones
+    (`ROBUST`), which hold while up to `malicious` agencies send anything, find one change; `optimizer` is the
+    strategy of Flower's that then moves the weights. Columns that fewer agencies hold than a robust strategy needs
+    are not defended by it: `thin_blocks` says whether their weights stay where they started (`leave`) or are
+    combined all the same. A change longer (L2) than `norm_bound` is scaled down to it:
+    `plan` is the longest that an honest agency can send (`federation.server.bounds`).
     """
 
-    name: Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "dp_fedsgd"] = "fedavg"
+    name: Literal[
+        "fedavg",
+        "fedavgm",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "dp_fedsgd",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+        "multikrum",
+    ] = "fedavg"
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavgm"
     server_learning_rate: Positive = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -94,6 +113,24 @@ class Strategy(Agreed):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     tau: Positive = 1e-3
     proximal_mu: NotNegative = 0.0
+    malicious: Annotated[int, Field(ge=1)] = 1
+    thin_blocks: Literal["leave", "combine"] = "leave"
+    norm_bound: Literal["plan", "none"] | float = "plan"
+
+    @field_validator("norm_bound", mode="before")
+    @classmethod
+    def known_bound(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value not in ("plan", "none") and not (number and 0 < value < math.inf):
+            raise ValueError(f"must be plan, none or a finite number above 0, got {value!r}")
+        return value
+
+    def least(self, caught: int = 0) -> int:
+        """How many changes a round needs for the promise of the strategy, 0 where it makes none.
+
+        `caught` agencies sent what cannot be used: they are of the `malicious`, so fewer are left among the others.
+        """
+        return 2 * max(0, self.malicious - caught) + ROBUST[self.name] if self.name in ROBUST else 0
 
 
 class Evaluation(Agreed):
@@ -141,6 +178,7 @@ class Settings(Agreed):
     min_agencies: Annotated[int, Field(ge=1)] = 1
     join_timeout: Positive = 30.0
     round_timeout: Positive = 600.0
+    patience: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 90.0
     void_rounds: Annotated[int, Field(ge=0)] = 3
     reference: bool = False
     output: str = "outputs"
@@ -168,6 +206,7 @@ class Settings(Agreed):
             raise ValueError(
                 f"strategy must be dp_fedsgd where privacy is shared, got {self.strategy.name}: behind masks there "
                 "is only a sum, so nothing that needs each agency's own steps, loss or rank can be used"
+                + ("; order statistics need each agency's own change" if self.strategy.name in ROBUST else "")
             )
         return self
 
@@ -231,7 +270,18 @@ class Experiment(Agreed):
                 )
         if not any(contract.holds_label(participant.kind) for participant in self.participants):
             raise ValueError(f"no agency listed holds the label {contract.label.column!r}")
+        self._can_be_robust()
         return self
+
+    def _can_be_robust(self) -> None:
+        """ValueError where the strategy cannot hold against `malicious` among those that train."""
+        strategy = self.settings.strategy
+        if len(self.members) < strategy.least():
+            raise ValueError(
+                f"strategy {strategy.name} against malicious={strategy.malicious} needs at least "
+                f"2 x {strategy.malicious} + {ROBUST[strategy.name]} = {strategy.least()} agencies that train, got "
+                f"{len(self.members)}: lower strategy.malicious, or use another strategy"
+            )
 
     @functools.cached_property
     def data_contract(self) -> Contract:
@@ -305,6 +355,7 @@ class Experiment(Agreed):
             "purpose": settings.purpose,
             "contract_sha256": self.data_contract.sha256,
             "model": settings.model,
+            "strategy": settings.strategy.name,
             "privacy": self.privacy_plan(),
             "local": settings.local.model_dump() | {"proximal_mu": settings.strategy.proximal_mu},
             "rounds": settings.rounds,

@@ -19,7 +19,7 @@ from federation import masks
 from federation.release import Event, Release, SharedRelease
 from models.risk import ModelSpec
 
-VERSION = "2"
+VERSION = "3"
 
 Part = Literal["train", "tune", "test"]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -32,6 +32,7 @@ Share = Annotated[int, Field(ge=1)]
 MOST_ROWS = 2**20
 SUM_SLACK = 2.0**-12
 NORMS = (1e-3, 1e6)  # of max_grad_norm: far from where squares of gradients vanish or overflow
+LARGEST_WEIGHT = 1e6  # of an order; models with larger ones overflow for some people and not for others
 SMALLEST_SHARE = 8  # grid steps: the sum of shares is then a discrete Gaussian to exp(-600)
 
 
@@ -41,14 +42,22 @@ class Reason(StrEnum):
     VERSION = "VERSION"  # another protocol version
     MALFORMED = "MALFORMED"  # the order does not decode
     CONTRACT = "CONTRACT"  # another data contract than this agency agreed to
-    MODEL = "MODEL"  # a model, strategy or size that its policy does not permit
+    MODEL = "MODEL"  # a model, strategy, size or kind of release that its policy does not permit
     PURPOSE = "PURPOSE"  # a purpose that its policy does not permit
     PRIVACY = "PRIVACY"  # too little noise, no privacy, or a seed where the node is not a simulation
     BUDGET = "BUDGET"  # the privacy budget would be exceeded
     REPLAYED = "REPLAYED"  # this draw has been made, or this list signed, before
     MASKS = "MASKS"  # keys, survivor lists or signatures of the masking do not check
     LEDGER = "LEDGER"  # its ledger is not the newest that others have seen of it
+    WITHDRAWN = "WITHDRAWN"  # a person there has withdrawn from this plan
+    NOT_YET = "NOT_YET"  # a person there must approve the plan first
+    CLOSED = "CLOSED"  # outside its working hours
+    BUSY = "BUSY"  # too many plans were refused there lately: no new one is looked at for now
+    LEFT = "LEFT"  # the agency has left the federation
     UNAVAILABLE = "UNAVAILABLE"  # everything else, and everything that may depend on data
+
+
+NOT_NOW = frozenset({Reason.NOT_YET, Reason.CLOSED, Reason.BUSY})  # the same order may be permitted later
 
 
 class Refused(Exception):
@@ -277,9 +286,13 @@ class Terms(Agreed):
 
 
 class TrainPlan(Terms):
-    """The whole of a run as an agency needs it to say yes or no. It rides in every order."""
+    """The whole of a run as an agency needs it to say yes or no. It rides in every order.
+
+    `strategy` names how the coordinator says that it combines the agencies' changes; no agency can check that it does.
+    """
 
     model: ModelSpec
+    strategy: Slug
     privacy: PrivacyPlan
     local: LocalPlan
     rounds: Annotated[int, Field(ge=1, le=100_000)]

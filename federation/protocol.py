@@ -11,6 +11,8 @@ axis has a field here.
 `federation.wire` packs these values into Flower's records and reads them back.
 """
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -76,11 +78,21 @@ class RoundOrder:
     transcript: str = ""
     heads: Heads = field(default_factory=dict)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Names what is asked, hex: the same order sent twice has the same, whatever heads it brings."""
+        asked = (self.plan.sha256, self.round, self.train, self.evaluate, self.draw, self.transcript)
+        digest = hashlib.sha256(repr(asked).encode())
+        for name, values in sorted(self.weights.items()):
+            digest.update(f"{name} {values.dtype} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
     @property
     def order_id(self) -> str:
-        """Names the draw in the ledger."""
-        masked = "" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
-        return f"{self.plan.run_id}/{self.round}{masked}"
+        """Names the draw in the ledger. Behind masks a draw is made once, whatever is asked of it."""
+        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        return f"{self.plan.run_id}/{self.round}{which}"
 
     @property
     def releases(self) -> tuple[Event, ...]:

@@ -13,6 +13,9 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from federation.plan import VERSION, Reason, Refused, Terms, TrainPlan, sentences
@@ -184,6 +187,23 @@ def read_stats_order(message: Message) -> StatsOrder:
 
 def pack_reply(reply: Reply, order: Message) -> Message:
     """The one way out of an agency. The size depends on the plan alone."""
+    return Message(_content(reply), reply_to=order)
+
+
+def freeze(reply: Reply) -> bytes:
+    """A reply as a node keeps it on its disk."""
+    return bytes(recorddict_to_proto(_content(reply)).SerializeToString())
+
+
+def thaw(kept: bytes) -> Reply:
+    """The inverse of `freeze`; ValueError when it does not decode."""
+    try:
+        return _reply_of(recorddict_from_proto(RecordDictProto.FromString(kept)))
+    except DecodeError:
+        raise ValueError("a kept reply does not decode") from None
+
+
+def _content(reply: Reply) -> RecordDict:
     small: dict[str, Any] = {"kind": type(reply).__name__, "agency": reply.agency}
     arrays: dict[str, Mapping[str, np.ndarray]] = {}
     match reply:
@@ -215,14 +235,18 @@ def pack_reply(reply: Reply, order: Message) -> Message:
     content = _json_record(small)
     for key, value in arrays.items():
         content[key] = _pack_arrays(value)
-    return Message(content, reply_to=order)
+    return content
 
 
 def read_reply(message: Message) -> Reply:
     """The reply in `message`; ValueError (one sentence) when it does not decode."""
+    return _reply_of(message.content)
+
+
+def _reply_of(content: RecordDict) -> Reply:
     try:
-        small = _read_json(message.content)
-        return _READERS[small["kind"]](str(small["agency"]), small, message.content)
+        small = _read_json(content)
+        return _READERS[small["kind"]](str(small["agency"]), small, content)
     except (AttributeError, KeyError, TypeError, ValueError, Refused):
         raise ValueError("a reply does not decode: it is not from this version of fedrisk") from None
 

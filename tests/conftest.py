@@ -19,6 +19,7 @@ import yaml
 from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.config import Study, compose, read
+from models.contract import Contract
 
 torch.set_num_threads(1)
 
@@ -48,6 +49,17 @@ CONTRACT: dict[str, Any] = {
         "held_by": ["police", "health"],
     },
 }
+
+
+def permits(contract: dict[str, Any] = CONTRACT, **more: Any) -> dict[str, Any]:
+    """What policy.toml of a node that guards records must list for the plans of these tests; `more` keys go with it."""
+    return {
+        "purposes": {"early-warning": {"legal_basis": "made up for a test"}},
+        "contracts": [Contract.from_dict(contract).sha256],
+        "models": ["logistic"],
+        "strategies": ["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "dp_fedsgd", "fedmedian", "krum"],
+        "releases": ["train", "evaluate", "stats"],
+    } | more
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def test_what_crosses_the_wire_is_unavailable_and_the_others_finish(
     assert (facts["status"], facts["reason"], facts["releases"]) == ("unavailable", "UNAVAILABLE", [])
     outside = files_under(tmp_path / "run", tmp_path / "run" / "nodes" / "north")
     assert not [path for path, content in outside.items() if CANARY.encode() in content]
-    log = (tmp_path / "run" / "nodes" / "north" / "node.log").read_text()
+    log = (tmp_path / "run" / "nodes" / "north" / "log" / "node.log").read_text()
     assert "north.csv" in log, "the agency's own people can read why"
     assert CANARY not in log
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clients.data import DataError, load, prepare, read_table
+from clients.data import DataError, load, read_table
 from models.contract import Contract
 from models.features import encode
 
@@ -205,13 +205,6 @@ def test_who_does_not_hold_the_label_has_parts_without_it(tmp_path: Path) -> Non
     assert sum(len(part.x) for part in dataset.parts.values()) == 60
 
 
-def test_prepare_is_load_for_a_table_in_memory(tmp_path: Path) -> None:
-    frame().to_csv(tmp_path / "t.csv", index=False)
-    table = read_table(tmp_path / "t.csv", CONTRACT.needs("police"))
-    one = prepare(CONTRACT, table, "police", fractions=FRACTIONS, key=KEY, min_people=0)
-    np.testing.assert_array_equal(one.parts["test"].x, loaded(tmp_path / "t.csv").parts["test"].x)
-
-
 def test_a_row_is_dealt_alike_from_csv_and_parquet_and_wherever_it_is(tmp_path: Path) -> None:
     contract = Contract.from_dict(VALUES | {"unit": {"kind": "row"}})
     plain = frame().assign(charge=lambda table: table["charge"].replace("", None))  # y stays a whole number
@@ -291,7 +284,7 @@ def test_what_a_library_says_ends_here(tmp_path: Path, monkeypatch: pytest.Monke
     def quotes_a_cell(*_: Any, **__: Any) -> None:
         raise ValueError(f"could not convert {CANARY!r}")
 
-    monkeypatch.setattr("pyarrow.csv.read_csv", quotes_a_cell)
+    monkeypatch.setattr("pyarrow.csv.open_csv", quotes_a_cell)
     said = refusal(lambda: loaded(written(tmp_path, HEADER + GOOD)))
     assert said == "table.csv cannot be read: is it a whole csv file that you may open?"
 

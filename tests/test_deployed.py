@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tomli_w
 import yaml
-from conftest import CONTRACT, people, write_table
+from conftest import CONTRACT, people, permits, write_table
 from deployment import NAME, Deployment, alive, deployed, descendants, free_ports, know_superlink
 
 from clients.app import make_app, node_from_config
@@ -26,7 +26,7 @@ from clients.keys import KeyFileError, public_text, secret
 from clients.ledger import Ledger
 from experiments import cli, engines
 from experiments.config import compose, read
-from federation import protocol, wire
+from federation import installed, protocol, wire
 from federation.protocol import TrainPlan
 from federation.release import SharedRelease
 
@@ -60,8 +60,7 @@ def lay_out(root: Path) -> dict[str, Path]:
         facts = {"name": name, "kind": kind, "public_size": 300}
         node = facts | {"table": "people.csv", "contract": "contract.yaml"}
         node |= {"peers": {peer: key for peer, key in public.items() if peer != name}}
-        policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 100, "max_honest": 2}
-        policy |= {"stats_columns": ["age"]}
+        policy = permits(min_people=100, max_honest=2, stats_columns=["age"])
         (home / "contract.yaml").write_text(yaml.safe_dump(CONTRACT, sort_keys=False))
         (home / "node.toml").write_text(tomli_w.dumps(node))
         (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"life": 20.0, "delta": 1e-5}}))
@@ -198,7 +197,7 @@ def test_nodes_refuse_a_plan_without_privacy_and_the_run_fails(deployment: Deplo
     assert not (run.folder / "result.json").exists()
     assert {name: charged(node) for name, node in deployment.nodes.items()} == before
     for node in deployment.nodes.values():
-        assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "node.log").read_text()
+        assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "log" / "node.log").read_text()
 
 
 @pytest.mark.deployed
@@ -288,7 +287,7 @@ def test_an_unreachable_superlink_is_one_sentence(
     know_superlink(submitter / "flower", "down", address)
     said = refused_submit("down", monkeypatch, capsys)
     assert said.startswith(
-        f"fedrisk: the SuperLink 'down' at {address} did not take the run: Connection to the"
+        f"fedrisk: the SuperLink 'down' at {address} did not take the run: nothing answers there"
     )
     assert said.count("\n") == 1
 
@@ -324,5 +323,5 @@ def test_the_repository_is_a_flower_app_whose_bundle_has_no_code_tests_or_data(t
         "pyproject.toml",
         ".info/CONTENT",
     }
-    submitted = engines.bundle()["tool"]["flwr"]["app"]
+    submitted = installed.bundle()["tool"]["flwr"]["app"]
     assert {key: config["tool"]["flwr"]["app"][key] for key in submitted} == submitted

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from conftest import FIVE, MakeStudy
+from conftest import FIVE, MakeStudy, permits
 from flwr.app import Message
 from test_masked import NAMES, Change, Nodes, Wire, make_nodes
 
@@ -25,13 +25,7 @@ from federation.protocol import DealOrder, Head, Keys, KeysOrder, Ready, Refusal
 from federation.server.result import RunFacts
 from federation.server.rounds import Heads, run_federation
 
-POLICY: dict[str, Any] = {
-    "purposes": ["early-warning"],
-    "models": ["logistic"],
-    "min_people": 20,
-    "max_honest": 3,
-    "budget": {"life": 100.0, "delta": 1e-5},
-}
+POLICY = permits(min_people=20, max_honest=3, budget={"life": 100.0, "delta": 1e-5})
 LOCAL, SHARED = ("strategy=fedavg", "privacy=local"), ()
 
 
@@ -181,7 +175,7 @@ def test_an_older_ledger_is_refused_by_its_own_node_and_nothing_is_charged(
     others = [name for name in NAMES if name != "east"]
     assert [record["replied"] for record in result["rounds"]] == [others] * 2
     assert result["agencies"]["east"]["releases"] == []
-    assert "the ledger is behind: others have seen entry" in (town.folders["east"] / "node.log").read_text()
+    assert "the ledger is behind: others have seen entry" in (town.folders["east"] / "log" / "node.log").read_text()
     assert Head(*json.loads(town.heads().read_text())["east"]).seq > before.seq, "still known"
     again = town.run()
     assert refused(again) == {"east": "LEDGER"}, "it does not wear off"

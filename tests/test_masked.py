@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
 import yaml
-from conftest import MakeStudy
+from conftest import MakeStudy, permits
 from flwr.app import Message
 
 from clients import masking
 from clients.app import make_app, node_from_config
+from clients.draws import fresh_draw
 from clients.ledger import Ledger
-from clients.node import Node, open_node
+from clients.node import Node, Work, open_node
 from experiments import engines
 from experiments.config import Study
 from federation import masks, protocol, secagg, wire
@@ -330,10 +332,10 @@ def test_an_agency_that_refuses_leaves_the_run_and_the_others_go_on(
 ) -> None:
     real = Node._masked
 
-    def fails(self: Node, order: RoundOrder, *rest: Any) -> MaskedReply:
-        if self.facts.name == "south" and order.round == 2:
+    def fails(self: Node, work: Work) -> MaskedReply:
+        if self.facts.name == "south" and work.order.round == 2:
             raise ValueError("a cell")
-        return real(self, order, *rest)
+        return real(self, work)
 
     monkeypatch.setattr(Node, "_masked", fails)
     result, _ = federate(make_shared(), tmp_path)
@@ -812,7 +814,7 @@ def test_an_agency_that_is_not_pinned_gets_no_keys(nodes: Nodes) -> None:
     path.write_text(tomli_w.dumps(facts))
     order = KeysOrder(nodes.plan, 4)
     nodes.refused(Reason.MASKS, "east", lambda: nodes.ask("east", wire.pack_keys_order, order))
-    assert "node.toml has no public key of ward" in (nodes.folders["east"] / "node.log").read_text()
+    assert "node.toml has no public key of ward" in (nodes.folders["east"] / "log" / "node.log").read_text()
 
 
 def test_keys_are_for_one_plan(nodes: Nodes) -> None:
@@ -920,8 +922,7 @@ def test_noise_that_cannot_be_drawn_or_masked_is_malformed_before_anything_is_re
 
 def deployed(nodes: Nodes, **policy: Any) -> TrainPlan:
     """The nodes as real ones, with a policy that a person wrote, and a plan without a seed."""
-    rules = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 20, "max_honest": 3}
-    rules |= {"budget": {"life": 20.0, "delta": 1e-5}}
+    rules = permits(min_people=20, max_honest=3, budget={"life": 20.0, "delta": 1e-5})
     for folder in nodes.folders.values():
         (folder / "policy.toml").write_text(tomli_w.dumps(rules | policy))
     nodes.plan = nodes.plan.but(seed=None)
@@ -947,7 +948,7 @@ def test_a_plan_that_rests_on_more_honesty_than_the_policy_has_is_refused(
         lambda: nodes.round("east", 1),
     ):
         nodes.refused(Reason.PRIVACY, "east", ask)
-    log = (nodes.folders["east"] / "node.log").read_text().splitlines()
+    log = (nodes.folders["east"] / "log" / "node.log").read_text().splitlines()
     assert len(log) == 4
     assert all(line in each for each in log)
 
@@ -1056,8 +1057,12 @@ def test_every_agency_adds_its_whole_share_to_every_coordinate_held_there_or_not
     release = nodes.plan.train_release()
     assert isinstance(release, SharedRelease)
     node = nodes.node("east")
+    work = Work(nodes.order(1, train=True), node._records(nodes.plan), torch.nn.Module(), fresh_draw())
     drawn = np.array(
-        [node._share(nodes.order(i, train=True), "train", release) for i in range(1, 2001)]
+        [
+            node._share(dataclasses.replace(work, order=nodes.order(i, train=True)), "train", release)
+            for i in range(1, 2001)
+        ]
     )  # the seed is of the round
     held = np.append(node._held.numpy(), 1.0)  # and the bias
     assert drawn.shape == (2000, held.size)
@@ -1073,10 +1078,12 @@ def test_the_noise_of_a_sum_is_a_share_of_each_survivor(
 ) -> None:
     """With nothing in them, the sums are the noise: of 5, and of 4 where one dropped out."""
     monkeypatch.setattr(
-        Node, "_exact_sum", lambda self, order, *_: np.zeros(order.plan.privacy.shared.parameters, np.int64)
+        Node,
+        "_exact_sum",
+        lambda self, work, *_: np.zeros(work.order.plan.privacy.shared.parameters, np.int64),
     )
     monkeypatch.setattr(
-        Node, "_exact_table", lambda self, order, *_: np.zeros(order.plan.privacy.shared.cells, np.int64)
+        Node, "_exact_table", lambda self, work, *_: np.zeros(work.order.plan.privacy.shared.cells, np.int64)
     )
     study = make_shared("model=mlp", "model.hidden=[128]", "evaluation.bins=200")
     result, _ = federate(study, tmp_path, *loses("north", rounds=(2,)))

@@ -350,7 +350,7 @@ def test_half_a_signing_key_is_one_sentence_and_not_replaced(nodes: Nodes, conte
     assert str(wrong.value) == (f"{path} must hold 32 bytes: put the node's own key back, or remove the file")
     reply = nodes.ask("east", wire.pack_keys_order, KeysOrder(nodes.plan, 4))
     assert reply == Refusal("east", Reason.UNAVAILABLE)
-    assert "signing.key must hold 32 bytes" in (nodes.folders["east"] / "node.log").read_text()
+    assert "signing.key must hold 32 bytes" in (nodes.folders["east"] / "log" / "node.log").read_text()
     assert path.read_bytes() == content
     assert not (nodes.folders["east"] / "masks").exists()
 
@@ -396,7 +396,7 @@ def test_a_coordinator_cannot_pin(nodes: Nodes) -> None:
     order = DealOrder(nodes.plan, tuple(nodes.adverts().values()))
     for name in NAMES[:-1]:
         nodes.refused(Reason.MASKS, name, lambda name=name: nodes.ask(name, wire.pack_deal_order, order))  # type: ignore[misc]
-    log = (nodes.folders["east"] / "node.log").read_text()
+    log = (nodes.folders["east"] / "log" / "node.log").read_text()
     assert "the keys of 'ward' are not signed by it for this plan" in log
 
 

@@ -12,8 +12,9 @@ import torch
 from conftest import MakeStudy
 
 from clients import noise, randomness
+from clients.draws import fresh_draw
 from clients.evaluate import noised_table, table_counts
-from clients.node import Node, open_node
+from clients.node import Node, Work, open_node
 from clients.noise import Grid
 from clients.randomness import Stream
 from experiments import engines
@@ -267,7 +268,11 @@ def test_a_node_takes_its_own_stream_for_each_table(nodes: tuple[TrainPlan, list
     plan, (north, _) = nodes
     privacy = plan.privacy.but(test_sigma=plan.privacy.tune_sigma)
     order = RoundOrder(plan.but(privacy=privacy), 1, {}, False, ("tune", "test"))
-    drawn = [north._stream(order, f"{part} noise").bytes(64) for part in ("tune", "test")]
+    work = Work(order, north._records(order.plan), torch.nn.Module(), fresh_draw())
+    drawn = [north._stream(work, f"{part} noise").bytes(64) for part in ("tune", "test")]
     assert drawn[0] != drawn[1]
-    fresh = replace(order, plan=order.plan.but(seed=None))
-    assert north._stream(fresh, "tune noise").bytes(64) != north._stream(fresh, "tune noise").bytes(64)
+    fresh = replace(work, order=replace(order, plan=order.plan.but(seed=None)))
+    drawn = [
+        north._stream(each, "tune noise").bytes(64) for each in (fresh, replace(fresh, draw=fresh_draw()))
+    ]
+    assert drawn[0] != drawn[1]

@@ -5,15 +5,19 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from command import Done, fedrisk, files_under
+from conftest import CONTRACT
 
+from clients import rules
 from clients.budget import Limit, PlanFacts
 from clients.ledger import Ledger
 from clients.policy import Policy, read_policy
+from clients.rules import Situation
 from experiments import planning
 from experiments.config import compose, read
 from experiments.planning import Plan, planned, train_plan
@@ -21,6 +25,7 @@ from federation.experiment import Experiment, checked
 from federation.plan import Reason, Refused, TrainPlan
 from federation.privacy import VIEWERS, Viewer, epsilon, epsilon_at_several, noise_for
 from federation.server.masked import noise_variance, together
+from models.contract import Contract
 
 SHARED = ["strategy=dp_fedsgd", "privacy=shared", "privacy.dropouts=0"]
 CASES = {
@@ -213,7 +218,7 @@ def test_a_given_multiplier_shows_what_it_costs(experiment: MakeExperiment) -> N
 
 def reserve(policy: Policy, plan: TrainPlan, path: Path, lower: Viewer | None = None) -> None:
     """As a node does: review the plan, then reserve it in a ledger; `lower`: 0.01 less to that viewer."""
-    policy.review(plan)
+    rules.review(policy, plan, Situation(datetime.now(UTC), Contract.from_dict(CONTRACT)))
     assert policy.budget is not None
     (life,) = policy.budget.limits()
     less = {viewer: most - (viewer == lower) * 0.01 for viewer, most in life.epsilon.items()}
@@ -231,7 +236,7 @@ def test_the_printed_limits_admit_the_plan_and_a_hair_less_does_not(
     found, plan = both(experiment(*overrides))
     assert found.policy is not None
     path = tmp_path / "policy.toml"
-    path.write_text(f'purposes = ["{plan.purpose}"]\nmodels = ["{plan.model.name}"]\n{found.policy.toml}\n')
+    path.write_text(f'{found.policy.toml}\n[purposes.{plan.purpose}]\nlegal_basis = "made up"\n')
     policy = read_policy(path)
     reserve(policy, plan, tmp_path / "ledger.db")
     for viewer in VIEWERS:
@@ -246,7 +251,7 @@ def test_little_noise_is_said_in_the_policy_too(experiment: MakeExperiment, tmp_
     found, plan = both(experiment(*LITTLE))
     assert found.policy is not None
     path = tmp_path / "policy.toml"
-    path.write_text(f'purposes = ["{plan.purpose}"]\nmodels = ["{plan.model.name}"]\n{found.policy.toml}\n')
+    path.write_text(f'{found.policy.toml}\n[purposes.{plan.purpose}]\nlegal_basis = "made up"\n')
     assert {"min_noise_multiplier", "min_table_sigma", "max_delta"} <= {
         line.split()[0] for line in found.policy.toml.splitlines()
     }

@@ -27,10 +27,9 @@ Answer = Callable[[RoundOrder, str], RoundReply | Refusal | None]
 
 def honest(order: RoundOrder, name: str, delta: float = 0.1) -> RoundReply:
     tables = {part: np.ones((2, len(order.plan.edges) - 1, 2)) * 20 for part in order.evaluate}
-    change = (
-        {key: np.full_like(value, delta) for key, value in order.weights.items()} if order.train else None
-    )
-    return RoundReply(name, change, tables, order.releases)
+    moved = {"bias": delta}  # which every agency holds
+    change = {k: np.full_like(w, moved.get(k.rpartition(".")[2], 0)) for k, w in order.weights.items()}
+    return RoundReply(name, change if order.train else None, tables, order.releases)
 
 
 def scripted(answers: Mapping[str, Answer], grid: type[LocalGrid] = LocalGrid) -> LocalGrid:

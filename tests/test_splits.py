@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 import yaml
-from conftest import CONTRACT, MakeStudy, people, write_table
+from conftest import CONTRACT, MakeStudy, people, permits, write_table
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from test_federation import federate
@@ -23,9 +23,7 @@ from federation.protocol import Reason, Refusal, RoundOrder, StatsOrder, StatsRe
 from models import risk
 from models.features import layout
 
-POLICY: dict[str, Any] = {
-    "purposes": ["early-warning"],
-    "models": ["logistic"],
+RULES: dict[str, Any] = {
     "stats_columns": ["debt"],
     "min_people": 20,
     "budget": {"life": 100.0, "delta": 1e-5},
@@ -55,7 +53,7 @@ def table(n: int = 300) -> list[dict[str, object]]:
 def laid_out(folder: Path, rows: list[dict[str, object]] | None, **changes: Any) -> Path:
     """A node's folder whose contract has `changes`; without `rows` there is no table."""
     folder.mkdir(parents=True)
-    (folder / "policy.toml").write_text(tomli_w.dumps(POLICY))
+    (folder / "policy.toml").write_text(tomli_w.dumps(permits(CONTRACT | changes, **RULES)))
     (folder / "node.toml").write_text(tomli_w.dumps(NODE))
     (folder / "contract.yaml").write_text(yaml.safe_dump(CONTRACT | changes, sort_keys=False))
     if rows is not None:

@@ -3,8 +3,7 @@
 import json
 import logging
 import struct
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import tomli_w
 import yaml
 from command import fedrisk, files_under
-from conftest import CONTRACT, MakeStudy, people, write_table
+from conftest import CONTRACT, MakeStudy, people, permits, write_table
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
@@ -25,7 +24,7 @@ from clients.node import open_node
 from experiments import engines
 from experiments.engines import LocalGrid, make_node_folders
 from experiments.stats import number, stats_plan
-from federation import wire
+from federation import installed, wire
 from federation.privacy import epsilon
 from federation.protocol import Ready, Reason, Refusal, StatsOrder, StatsPlan, StatsReply
 from federation.release import Release
@@ -246,11 +245,10 @@ def test_numbers_are_shown_with_three_digits(value: float | None, text: str) -> 
 
 # --- the node -------------------------------------------------------------------------------------------
 
-POLICY: dict[str, Any] = {
-    "purposes": ["early-warning"],
-    "stats_columns": ["debt", "age", "person", "sex", "visits", "note"],
-    "budget": {"life": 3.0, "delta": 1e-5},
-}
+POLICY = permits(
+    stats_columns=["debt", "age", "person", "sex", "visits", "note"],
+    budget={"life": 3.0, "delta": 1e-5},
+)
 NODE = {
     "name": "north",
     "kind": "police",
@@ -313,7 +311,7 @@ def test_a_table_is_charged_once_as_one_release_over_all(tmp_path: Path, plan: S
     assert (release.kind, release.part, release.noise_multiplier) == ("stats", "all", plan.sigma)
     assert release.split_id == node._split_id(plan)
     (order_id,) = {entry.order_id for entry in node.ledger.entries() if entry.action == "charge"}
-    assert order_id == "run-1/stats/debt"
+    assert order_id == f"run-1/stats/debt#{plan.sha256[:16]}"
     assert node.ledger.epsilon(plan.delta) == pytest.approx(0.5, abs=0.001)
     assert reply.releases == (plan.release(),)
     assert reply.head == node.head
@@ -351,7 +349,7 @@ def test_it_is_charged_before_the_noise_is_drawn(
 
 def test_deployed_noise_differs_each_time_and_has_the_size_it_says(tmp_path: Path, plan: StatsPlan) -> None:
     folder = deployed(tmp_path / "node", POLICY | {"budget": {"life": 50.0, "delta": 1e-5}}, rows_with_debt())
-    first, second = (ask(folder, plan).sums for _ in range(2))
+    first, second = (ask(folder, plan.but(run_id=run)).sums for run in ("run-1", "run-2"))
     assert np.std(first - second) == pytest.approx(plan.sigma * 2**0.5, rel=0.1)
     assert len(charged(folder)) == 2
 
@@ -425,7 +423,7 @@ def test_a_rule_refuses_with_its_reason_before_a_record_is_read(
     assert ask(folder, change(plan)) == Refusal("north", reason)
     assert [entry.action for entry in open_node(folder).ledger.entries()] == ["people"]
     assert not (folder / "split.key").exists()
-    (line,) = (folder / "node.log").read_text().splitlines()
+    (line,) = (folder / "log" / "node.log").read_text().splitlines()
     assert f"refused, {reason}" in line
     assert deciding in line
 
@@ -482,7 +480,7 @@ def test_what_depends_on_the_table_is_unavailable_and_costs_nothing(
     spoil(folder)
     assert ask(folder, plan) == Refusal("north", Reason.UNAVAILABLE)
     assert charged(folder) == []
-    assert CANARY not in (folder / "node.log").read_text()
+    assert CANARY not in (folder / "log" / "node.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -726,15 +724,15 @@ def test_a_superlink_is_handed_the_whole_order_and_its_server_takes_the_statisti
     """What `fedrisk stats --superlink` writes, read as the deployed ServerApp reads it, over deployed nodes."""
     handed: dict[str, Any] = {}
 
-    def flower(superlink: str, arguments: Sequence[str]) -> dict[str, Any]:
-        handed.update(tomllib.loads(Path(arguments[arguments.index("--run-config") + 1]).read_text()))
-        return {"success": True, "run-id": 7}
+    def start_run(superlink: str, config: Mapping[str, str]) -> int:
+        handed.update(config)
+        return 7
 
-    monkeypatch.setattr(engines, "_flower", flower)
+    monkeypatch.setattr(engines, "_start_run", start_run)
     more = ["--superlink", "ours", "--epsilon", "2", "tracking=none", "min_agencies=1", "join_timeout=0.1"]
     done = fedrisk(*words(folder, *more))
     assert (done.code, done.err) == (0, "")
-    assert set(handed) <= set(engines.bundle()["tool"]["flwr"]["app"]["config"])
+    assert set(handed) <= set(installed.bundle()["tool"]["flwr"]["app"]["config"])
     job = job_from_config(SimpleNamespace(run_config=handed))  # type: ignore[arg-type]
     assert isinstance(job, StatsJob)
     assert job.request.plan.seed is None

@@ -9,6 +9,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from flwr.app import Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 
 from clients.app import Clock, make_app, node_from_config
+from clients.approvals import Approvals
 from clients.node import open_node
 from experiments import engines
 from experiments.config import Study
 from federation import wire
-from federation.plan import TrainPlan
+from federation.plan import Refused, TrainPlan
 from federation.protocol import AgreeOrder, KeysOrder, MaskedReply, Reason, Refusal, RoundOrder, RoundReply
 from federation.secagg import Secrets
 from federation.server.result import RunFacts
@@ -156,8 +158,9 @@ def test_a_whole_run_lets_no_canary_out(
     assert leaks(enumerate(WIRE), planted) == []
     assert leaks([("stdout", done.out.encode()), ("stderr", done.err.encode())], planted) == []
     assert leaks(written.items(), planted) == []
-    logs = {path: path.read_bytes() for path in (planted / "outputs").rglob("node.log")}
-    assert len(logs) == 3
+    logs = {path: path.read_bytes() for path in (planted / "outputs").rglob("log/*")}
+    assert sorted({path.name for path in logs}) == ["journal.head", "journal.jsonl", "node.log"]
+    assert len(logs) == 3 * 3
     assert leaks(logs.items(), planted) == [], "an agency's own log holds no cell either"
 
 
@@ -200,8 +203,12 @@ def only_for_round_replies(reply: object, message: Message) -> Message:
 PACK = wire.pack_reply
 STEPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "find": ("clients.app.open_node", quoting),
-    "review": ("clients.policy.Policy.review", quoting),
-    "read": ("clients.data.read_table", quoting),
+    "probing": ("clients.probing.Probing.check", quoting),
+    "approvals": ("clients.approvals.Approvals.standing", quoting),
+    "review": ("clients.rules.review", quoting),
+    "hours": ("clients.rules.review_now", quoting),
+    "accepted": ("clients.probing.Probing.accepted", quoting),
+    "read": ("clients.data.gather", quoting),
     "validate": ("clients.data.validate", quoting),
     "encode": ("clients.data.encode", quoting),
     "split": ("clients.data.split", quoting),
@@ -252,7 +259,7 @@ def test_an_error_at_any_step_is_unavailable_and_says_nothing(
     assert any(isinstance(reply, RoundReply | MaskedReply) for reply in replies) == (step in LATER)
     assert not any(message.has_error() for message in REPLIES)
     said = [("the coordinator's error", str(stopped.value).encode())]
-    logs = [(path, path.read_bytes()) for path in planted.rglob("node.log")]
+    logs = [(path, path.read_bytes()) for path in planted.rglob("log/*")]
     assert leaks([*enumerate(WIRE), *said, *logs, *outside(planted / "run").items()], planted) == []
 
 
@@ -348,11 +355,27 @@ def asked(plan: TrainPlan, weights: Any) -> dict[str, tuple[Callable[[int], Mess
         "no list": (lambda node: wire.pack_agree_order(AgreeOrder("run-1", "", 0, ()), node), "MASKS"),
         "malformed": (lambda node: wrong, "MALFORMED"),
         "an error": (lambda node: wire.pack_ready_order(plan, node), "UNAVAILABLE"),
+        "a person": (lambda node: wire.pack_ready_order(plan, node), "NOT_YET"),
+        "at night": (lambda node: wire.pack_ready_order(plan, node), "CLOSED"),
+        "withdrawn": (lambda node: wire.pack_ready_order(plan, node), "WITHDRAWN"),
+        "probed": (lambda node: wire.pack_ready_order(plan, node), "BUSY"),
     }
 
 
+NEVER = 'hours = {timezone = "UTC", from = "08:00", to = "08:01", days = ["mon"]}\n'  # but on Monday mornings
+MORE_RULES = {"a person": "ask = true\n", "at night": NEVER}
+
+
+def probed(*_: object) -> None:
+    raise Refused(Reason.BUSY, "probing.refusals: too many")
+
+
 @pytest.mark.parametrize(
-    "case", ["ready", "keys", "another purpose", "no masks", "no list", "malformed", "an error"]
+    "case",
+    [
+        *("ready", "keys", "another purpose", "no masks", "no list", "malformed", "an error"),
+        *("a person", "at night", "withdrawn", "probed"),
+    ],
 )
 def test_every_reply_takes_at_least_as_long_as_the_policy_says(
     planted: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, case: str
@@ -360,11 +383,16 @@ def test_every_reply_takes_at_least_as_long_as_the_policy_says(
     study = make_study("rounds=1", "evaluation.checkpoints=1", *SHARED)
     (node, *_) = make_nodes(study, planted / "run")
     policy = node / "policy.toml"
-    policy.write_text(f"min_reply_seconds = {FLOOR}\n" + policy.read_text())
+    policy.write_text(f"min_reply_seconds = {FLOOR}\n" + MORE_RULES.get(case, "") + policy.read_text())
     plan, time = study.experiment.plan("run-1", simulation=True), Time()
     order, answer = asked(plan, {})[case]
     if case == "an error":
         monkeypatch.setattr("clients.ledger.Ledger.reserve", quoting)
+    if case == "withdrawn":
+        Approvals(node).withdraw(plan.sha256, "A. Jones", "for a test", datetime.now(UTC))
+    if case == "probed":
+        monkeypatch.setattr("clients.probing.Probing.check", probed)
+    open_node(node).now = lambda: datetime(2026, 1, 4, 12, tzinfo=UTC)  # a Sunday
     grid = engines.LocalGrid(
         make_app(node_from_config, Clock(time.now, time.sleep)), [{"node-dir": str(node)}]
     )

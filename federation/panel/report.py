@@ -94,6 +94,10 @@ STATUS = {
     "no label": "did not train: it does not hold the outcome",
     "unavailable": "was not available",
     "refused": "refused",
+    "withdrawn": "withdrew from this plan",
+    "not yet": "had not approved the plan in time",
+    "closed": "was outside its working hours",
+    "busy": "looked at no new plan, after many refusals",
     "late": "did not answer in time",
     "rejected": "its reply could not be used",
 }
@@ -104,6 +108,10 @@ REASONS = {
     "PRIVACY": "its policy asks for more privacy than the plan gives",
     "PURPOSE": "its policy does not allow this purpose",
     "VERSION": "it runs another version of the software",
+    "WITHDRAWN": "a person there withdrew from the plan",
+    "NOT_YET": "nobody there had approved the plan yet",
+    "CLOSED": "it was outside its working hours",
+    "BUSY": "it looked at no new plan, after many refusals",
     "MALFORMED": "the order could not be read there",
     "UNAVAILABLE": "it could not take part, for a reason that stays with it",
     "INTERNAL": "something failed there; its own log says what",
@@ -655,6 +663,9 @@ def _events(result: Json) -> dict[str, Any]:
             happened.setdefault((name, f"refused: {words}"), []).append(number)
         for name, sentence in (record.get("rejected") or {}).items():
             happened.setdefault((name, f"its reply was not used: {sentence}"), []).append(number)
+        for name in record.get("bounded") or ():
+            words = "its change was longer than its norm bound, and was scaled down to it"
+            happened.setdefault((name, words), []).append(number)
     return {
         "done": len(rounds),
         "planned": result.get("rounds_planned") or "not given",
@@ -680,12 +691,31 @@ def _identity(result: Json) -> list[tuple[str, str]]:
         ("Model", f"{_given(model.get('name'))}, hidden layers: {layers}"),
         ("Features; numbers learned", f"{_given(model.get('features'))}; {_given(model.get('parameters'))}"),
         ("Strategy", ", ".join([_given(strategy.get("name")), *server])),
+        ("Against agencies that send wrong changes", _robustness(result.get("robustness") or {})),
         ("Data contract", f"{_given(contract.get('name'))}, version {_given(contract.get('version'))}"),
         ("SHA-256 of the contract", _given(contract.get("sha256"))),
         ("SHA-256 of the configuration", _given(result.get("config_sha256"))),
         ("SHA-256 of the plan the agencies saw", _given(result.get("plan_sha256"))),
         ("SHA-256 of the code", _given(result.get("code_sha256"))),
     ]
+
+
+def _robustness(facts: Json) -> str:
+    """What the run would have survived."""
+    if facts.get("masked"):
+        return "not defended: behind masks only the sum of all changes is seen"
+    bound = facts.get("norm_bound")
+    limits = {"plan": "each is cut to the longest that the plan makes possible", "none": "no norm bound"}
+    words = [limits.get(str(bound), f"each is cut to a length of {bound}")]
+    if facts.get("malicious"):
+        words.insert(0, f"the strategy holds while at most {facts['malicious']} agencies send any")
+    else:
+        words.insert(0, "the strategy averages, so one agency can pull the model as far as its bound lets it")
+    if facts.get("thin_blocks"):
+        left = facts.get("thin_blocks_are") == "leave"
+        what = "nothing was learned from" if left else "it does not hold for"
+        words.append(f"{what} the columns of {_join(facts['thin_blocks'])}, which too few agencies hold for that")
+    return "; ".join(words) if facts else _given(None)
 
 
 def _given(value: Any) -> str:

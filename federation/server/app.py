@@ -4,10 +4,13 @@ The same app runs under every engine. What differs is given to `make_app`: where
 folder come from, and who watches. A run may be a statistic instead: one message, no rounds.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation.experiment import Experiment
+from federation.scorecard import CARD, WEIGHTS
 from federation.server import checkpoint
+from federation.server.card import score_card
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError, Watcher, run_federation
 from federation.server.stats import StatsJob, run_stats
 from federation.server.tracking import Tracker, open_tracker
+from federation.server.waiting import wait_briefly
 from federation.stats import StatsRequest
 
 
@@ -60,6 +66,11 @@ def run_stats_job(grid: Grid, job: StatsJob) -> dict[str, Any]:
 
 def run_job(grid: Grid, job: Job) -> dict[str, Any]:
     """Run `job` on `grid`; its folder then holds result.json, report.html and model/."""
+    with only_one(job.folder):
+        return _run(grid, job)
+
+
+def _run(grid: Grid, job: Job) -> dict[str, Any]:
     try:
         result = run_federation(grid, job.experiment, job.facts, job.folder, [job.tracker, *job.watchers])
         result = job.add(result)
@@ -71,6 +82,21 @@ def run_job(grid: Grid, job: Job) -> dict[str, Any]:
     except BaseException as error:
         job.tracker.fail(type(error).__name__)
         raise
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the run's folder: a run that is resumed while it still goes on must not be run twice."""
+    handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise RunError(f"{folder.name} goes on in another process: wait for it, or stop that one first") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
@@ -92,7 +118,9 @@ def _write_model(job: Job, result: Mapping[str, Any]) -> None:
             "run_id": job.facts.run_id,
             "plan_sha256": result["plan_sha256"],
         }
-        checkpoint.write_model(state.weights, facts, job.folder / "model" / "model.safetensors")
+        path = checkpoint.write_model(state.weights, facts, job.folder / "model" / WEIGHTS)
+        card = score_card(result, hashlib.sha256(path.read_bytes()).hexdigest())
+        write_json(json.loads(card.canonical), path.with_name(CARD))
 
 
 def _write_report(result: Mapping[str, Any], folder: Path) -> None:
@@ -114,9 +142,11 @@ def job_from_config(context: Context) -> Job | StatsJob:
     except OSError as error:
         raise RunError(f"output: {folder} cannot be made on this machine ({error.strerror})") from None
     _log_to_file(folder)
+    wait_briefly()
     facts = RunFacts(run_id, "superlink", simulation=False)
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
+    (folder / "experiment.json").write_text(experiment.canonical)  # for `fedrisk resume`
     return Job(experiment, facts, folder, open_tracker(settings.tracking.uri, settings.name, folder))
 
 

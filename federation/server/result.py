@@ -5,30 +5,26 @@ were sent: a reply that got lost was charged at the agency all the same.
 """
 
 import functools
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from federation import installed
 from federation.experiment import Experiment
 from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
+from federation.server import bounds
+from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
-from federation.server.masked import noise_variance
-from models import risk
 from models.features import layout
 from models.metrics import summarise
-from models.scores import ScoreTable
 
 Orders = Mapping[str, Mapping[str, int]]
-SOURCES = ("models", "federation", "clients")
 
 _epsilon_by_kind = functools.lru_cache(maxsize=1024)(epsilon_by_kind)  # most agencies are asked as often
 
@@ -48,13 +44,13 @@ def run_header(
     """What is known when a run starts, for those who watch it: hashes, settings, contract, plan, agencies."""
     return {
         "run_id": facts.run_id,
-        "fedrisk_version": software_version(),
+        "fedrisk_version": installed.version(),
         "experiment": experiment.settings.name,
         "purpose": experiment.settings.purpose,
         "engine": facts.engine,
         "config_sha256": experiment.sha256,
         "plan_sha256": plan.sha256,
-        "code_sha256": code_sha256(),
+        "code_sha256": installed.code_sha256(),
         "config": json.loads(experiment.settings.canonical),
         "contract": experiment.data_contract.to_dict(),
         "plan": json.loads(plan.canonical),
@@ -77,7 +73,7 @@ def build_result(
         "run_id": facts.run_id,
         "status": "finished",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fedrisk_version": software_version(),
+        "fedrisk_version": installed.version(),
         "experiment": settings.name,
         "purpose": settings.purpose,
         "seed": settings.seed,
@@ -85,7 +81,7 @@ def build_result(
         "simulation": facts.simulation,
         "config_sha256": experiment.sha256,
         "plan_sha256": plan.sha256,
-        "code_sha256": code_sha256(),
+        "code_sha256": installed.code_sha256(),
         "contract": {
             "name": contract.name,
             "version": contract.version,
@@ -101,15 +97,18 @@ def build_result(
             "parameters": int(sum(value.size for value in state.weights.values())),
         },
         "strategy": settings.strategy.model_dump(),
+        "robustness": bounds.facts(experiment, plan),
         "rounds_planned": plan.rounds,
         "privacy": privacy_facts(experiment, plan, facts, orders),
         "agencies": {
             participant.name: agency_facts(experiment, plan, participant.name, status, orders)
+            | trouble(participant.name, state.history["rounds"])
             for participant in plan.participants
         },
         "rounds": state.history["rounds"],
         "checkpoints": [record for record in records if record["part"] == "tune"],
         "final": final,
+        "scoring": scoring(experiment, plan, final["round"], state.tables),
         "reference": None,
         "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
     }
@@ -132,13 +131,7 @@ def checkpoint_record(
 ) -> dict[str, Any]:
     """Metrics of the weights after round `measured`, from the noised tables of all agencies."""
     contract = experiment.data_contract
-    edges = np.asarray(plan.edges)
-    prefix = f"{part}/{measured}/"
-    found = {name.removeprefix(prefix): t for name, t in sorted(tables.items()) if name.startswith(prefix)}
-    known = {
-        whose: ScoreTable(edges, counts, np.full(counts.shape, noise_variance(plan, part, whose)))
-        for whose, counts in found.items()
-    }
+    known = score_tables(plan, part, measured, tables)
     settings = experiment.settings.evaluation
     metrics = summarise(known, contract.group_margins, settings.cutoff, settings.minimum) if known else None
     if metrics is not None:  # of a sum nobody knows what each agency's part is
@@ -232,18 +225,6 @@ def agency_facts(
     }
 
 
-def software_version() -> str:
-    """The installed version of fedrisk."""
-    try:
-        return version("fedrisk")
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def code_sha256() -> str:
-    """SHA-256 over the Python files that learn, agree and guard: models, federation, clients."""
-    root = Path(risk.__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(path for source in SOURCES for path in (root / source).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def trouble(name: str, rounds: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """In how many rounds an agency's reply was rejected, and its change scaled down to its norm bound."""
+    return {kind: sum(name in record.get(kind, ()) for record in rounds) for kind in ("rejected", "bounded")}

@@ -20,6 +20,7 @@ from federation.server import checkpoint as checkpoints
 from federation.server import masked, strategies
 from federation.server.checkpoint import Checkpoint
 from federation.server.exchange import Federation, Round, RunError, ask, meet, quorum, too_few
+from federation.server.joining import Departures, Door
 from federation.server.result import RunFacts, build_result, checkpoint_record, run_header
 from models import risk
 from models.features import layout
@@ -54,7 +55,9 @@ def run_federation(
     plan = experiment.plan(facts.run_id, simulation=facts.simulation)
     heads = Heads(folder if facts.simulation else folder.parent)
     federation = meet(grid, experiment, plan, heads.read())
-    asker = Asker(grid, experiment, federation, folder)
+    asker, door = Asker(grid, experiment, federation, folder), Door(grid, experiment, federation)
+    departures = Departures(folder if facts.simulation else folder.parent)
+    departures.note(federation.status, facts.run_id, 0)
     strategy = strategies.build(settings.strategy)
     state = _with_lost_orders(_first_state(experiment, folder), folder)
     strategies.restore(strategy, list(state.weights), state.optimiser)
@@ -66,11 +69,16 @@ def run_federation(
         order = RoundOrder(
             plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
         )
+        joined = door.open(number)
         got = asker.ask(order)
-        enough = len(got.replied) >= quorum(experiment) and bool(got.updates)
+        got.joined += joined
+        departures.note(federation.status, facts.run_id, number)
+        enough = len(got.replied) >= quorum(experiment, len(got.rejected)) and bool(got.updates)
         void = 0 if enough else void + 1
         weights = (
-            strategies.combine(strategy, number, state.weights, got.updates) if enough else state.weights
+            strategies.combine(strategy, number, state.weights, got.updates, len(got.rejected))
+            if enough
+            else state.weights
         )
         state = _after(state, experiment, federation, strategy, order, weights, got, clock() - started)
         checkpoints.write(state, folder / "checkpoints")
@@ -84,7 +92,9 @@ def run_federation(
     state = _after(state, experiment, federation, strategy, order, state.weights, got, clock() - started)
     heads.keep(federation.heads)
     _tell(watchers, state, order)
-    return build_result(experiment, plan, facts, federation.status, state)
+    departures.note(federation.status, facts.run_id, order.round)
+    result = build_result(experiment, plan, facts, federation.status, state)
+    return result | {"departures": departures.of(plan)}
 
 
 class Asker:
@@ -183,9 +193,11 @@ def _after(
         "round": order.round,
         "seconds": seconds,
         "replied": sorted(got.replied),
+        "joined": got.joined,
         "late": sorted(got.late),
         "refused": got.refused,
         "rejected": got.rejected,
+        "bounded": got.bounded,
         "void": got.void,
     }
     history: dict[str, Any] = {
@@ -194,7 +206,8 @@ def _after(
         "orders": orders,
     }
     for part in order.evaluate:
-        history["checkpoints"].append(checkpoint_record(experiment, plan, part, measured, tables, orders))
+        measures = checkpoint_record(experiment, plan, part, measured, tables, orders)
+        history["checkpoints"].append(measures | {"rejected": got.rejected})
     optimiser = strategies.state(strategy, list(weights))
     return Checkpoint(order.round, experiment.sha256, weights, optimiser, tables, history)
 

@@ -16,20 +16,21 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from federation import wire
+from federation import installed, wire
 from federation.experiment import Experiment
 from federation.plan import Reason
 from federation.privacy import Event, epsilon, epsilon_at_several
 from federation.protocol import Head, Refusal, StatsOrder, StatsPlan, StatsReply
-from federation.server.exchange import NOT_A_REPLY, RunError, await_nodes, exchange, read, status_of
-from federation.server.result import RunFacts, software_version
+from federation.server.exchange import NOT_A_REPLY, RunError, ask_until_ready, await_nodes, read, status_of
+from federation.server.result import RunFacts
 from federation.server.rounds import Heads
 from federation.stats import StatsRequest, holds
 from models import quantiles
 from models.quantiles import ValueTable
 
 Status = dict[str, dict[str, Any]]
-NOT_SPENT = ("not held", "refused")  # whoever is late, unavailable or rejected may have charged all the same
+# whoever is late, unavailable or rejected may have charged all the same
+NOT_SPENT = ("not held", "refused", "withdrawn", "not yet", "closed", "busy")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _ask(grid: Grid, experiment: Experiment, plan: StatsPlan, heads: Mapping[str
     poll = settings.engine.poll_seconds
     nodes = await_nodes(grid, len(plan.participants), settings.join_timeout, poll)
     order = StatsOrder(plan, dict(heads))
-    orders = {str(node): wire.pack_stats_order(order, node) for node in nodes}
-    return list(exchange(grid, orders, settings.round_timeout, poll).values())
+    found = ask_until_ready(grid, experiment, lambda node: wire.pack_stats_order(order, node), nodes)
+    return list(found.values())
 
 
 def _take(
@@ -161,7 +162,7 @@ def _header(experiment: Experiment, plan: StatsPlan, facts: RunFacts) -> dict[st
         "run_id": facts.run_id,
         "status": "finished",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fedrisk_version": software_version(),
+        "fedrisk_version": installed.version(),
         "experiment": plan.experiment,
         "purpose": plan.purpose,
         "engine": facts.engine,

@@ -628,9 +628,10 @@ class Writer:
         spent = {f"privacy/epsilon_at_{count}_agencies": value for count, value in several.items()}
         batch.add("", spent, step, at)
         for agency, facts in {"": result, **(result.get("agencies") or {})}.items():
-            own = _epsilons(facts.get("epsilon")) | {
-                "rounds/trained": facts.get("rounds") if agency else None
-            }
+            own = _epsilons(facts.get("epsilon"))
+            if agency:
+                own |= {"rounds/trained": facts.get("rounds")}
+                own |= {f"rounds/{kind}": facts.get(kind) for kind in ("rejected", "bounded")}
             batch.add(agency, own, step, at)
             tags = [RunTag(key, value) for key, value in _tags(facts).items()]
             self._client.log_batch(self._run_of(agency, facts), metrics=batch.by_run[agency], tags=tags)
@@ -661,7 +662,8 @@ class _Batch:
         self.by_run.setdefault(agency, []).extend(metrics)
 
     def round(self, record: Mapping[str, Any], at: int) -> None:
-        counts = {f"rounds/{k}": len(record.get(k) or ()) for k in ("replied", "late", "refused", "rejected")}
+        kinds = ("replied", "late", "refused", "rejected", "bounded")
+        counts = {f"rounds/{kind}": len(record.get(kind) or ()) for kind in kinds}
         self.add("", {"time/round_seconds": record.get("seconds"), **counts}, record["round"], at)
 
     def checkpoint(self, part: str, record: Mapping[str, Any], at: int) -> None:
