@@ -133,6 +133,8 @@ def _epsilon(value: float) -> str:
 def show_policy(lines: Sequence[PolicyLine]) -> None:
     """Each key of the policy and what it means."""
     table = _grid()
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash is to be copied whole
     for line in lines:
         table.add_row(f"[dim]{escape(line.key)}[/]", escape(line.says))
     console().print(table)

@@ -113,7 +113,7 @@ class Worker:
         facts, blobs = frames.read(self._pipe("stdout"))
         if "restart" in facts:
             self.stop()
-            raise WorkerEnded(f"{facts['restart']} was changed")
+            raise WorkerEnded(str(facts["restart"]))
         return None if facts.get("nothing") else frames.answer_of(facts, blobs)
 
     def stop(self, *, now: bool = False) -> None:
@@ -212,20 +212,33 @@ class Service:
         self._tell("stopped")
 
     def _work(self, link: Link) -> None:
-        idle = 0.0
+        """Answer orders until it is over. A line that breaks is used again: the SuperLink still knows this node."""
+        idle, wait = 0.0, FIRST_WAIT
         while not self._is_over() or self._unsent is not None:
-            if self._unsent is not None:
-                self._send(link, self._unsent)
-            task = link.pull()
-            if task is None:
-                pause = QUICK if idle < LIVELY else SLOW
-                idle += pause
-                self._stopping.wait(pause)
-                continue
-            idle = 0.0
-            self._unsent = self.worker.ask(task)
-            if self._leaves_at is not None:
-                self._stopping.set()
+            try:
+                idle = self._step(link, idle)
+                wait = FIRST_WAIT
+                self._mended()
+            except LinkError as error:
+                if not error.is_open or self._is_over():
+                    raise
+                self._trouble(str(error))
+                self._stopping.wait(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+
+    def _step(self, link: Link, idle: float) -> float:
+        """Send what is to be sent, and look for an order; how long there was none."""
+        if self._unsent is not None:
+            self._send(link, self._unsent)
+        task = link.pull()
+        if task is None:
+            pause = QUICK if idle < LIVELY else SLOW
+            self._stopping.wait(pause)
+            return idle + pause
+        self._unsent = self.worker.ask(task)
+        if self._leaves_at is not None:
+            self._stopping.set()
+        return 0.0
 
     def _send(self, link: Link, answer: Answer) -> None:
         """Until it has arrived, or nobody wants it any more."""
@@ -255,11 +268,16 @@ class Service:
         self.log.info(sentence)
         self._say(f"{self.facts.name}: {sentence}")
 
+    def _mended(self) -> None:
+        if self._last_trouble:
+            self._tell("the line is back")
+        self._last_trouble = ""
+
     def _trouble(self, sentence: str) -> None:
         """Say what is wrong once, not at each try."""
         if sentence != self._last_trouble:
             self.log.warning(sentence)
-            self._say(f"{self.facts.name}: {sentence} Trying again.")
+            self._say(f"{self.facts.name}: {sentence} (it keeps trying)")
         self._last_trouble = sentence
 
 

@@ -10,6 +10,7 @@ makes; a bundle itself never reaches this machine.
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +20,16 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import make_app
+from clients.data import DataError
 from clients.flower import frames
 from clients.flower.envelope import Answer, BadEnvelope, Task, open_task, seal
-from clients.folder import read_node_file
+from clients.folder import NodeError, read_node_file
 from clients.ledger import LedgerError
 from clients.node import open_node
 from clients.recorder import Recorder
+from clients.sources import find_source, fingerprint
 from federation import installed, wire
-from federation.protocol import Reason, Refusal
+from federation.protocol import ORDERS, Reason, Refusal
 
 
 class Worker:
@@ -37,10 +40,17 @@ class Worker:
         self.node = open_node(folder)
         self._app: ClientApp = make_app(lambda _: self.node)
         self._stamps = stamps(folder)
+        self._read_at = time.monotonic()
 
     def changed(self) -> str | None:
-        """Which file is not as it was when this process started, if any is not: the process must begin anew."""
-        now = stamps(self.folder)
+        """What is not as it was when this process started, if anything is not: the process must begin anew."""
+        try:
+            minutes = find_source(self.folder, self.node.facts.table).reload_minutes
+            now = stamps(self.folder)
+        except (DataError, NodeError):
+            return "a file of the folder"  # and a new process says what is wrong with it
+        if minutes is not None and time.monotonic() - self._read_at > 60 * minutes:
+            return "the database may have"
         different = sorted(
             name for name in now.keys() | self._stamps if now.get(name) != self._stamps.get(name)
         )
@@ -49,15 +59,16 @@ class Worker:
     def answer(self, task: Task, *, refuse: Reason | None = None) -> Answer:
         """The reply to one task; `refuse` answers with that reason and does nothing else."""
         message = open_task(task)
-        reason, why = (refuse, "worker: two workers died of it") if refuse else self._why_not(task)
+        kind = message.metadata.message_type
+        reason, why = (refuse, "worker: two workers died of it") if refuse else self._why_not(task, kind)
         if reason is None:
             return seal(self._app(message, self._context(task)), task.run_id)
         self.node.log.warning("refused, %s: %s", reason, why)
-        Recorder(self.node.journal, message.metadata.message_type).refused(reason, why)
+        Recorder(self.node.journal, kind).refused(reason, why)
         return seal(wire.pack_reply(Refusal(self.node.facts.name, reason), message), task.run_id)
 
-    def _why_not(self, task: Task) -> tuple[Reason | None, str]:
-        """Why no order of this run is looked at, if it is not."""
+    def _why_not(self, task: Task, kind: str) -> tuple[Reason | None, str]:
+        """Why an order is not even looked at, if it is not."""
         if (self.folder / "left.json").exists():
             return Reason.LEFT, "left: this agency has left the federation"
         if task.fab_hash != installed.fab_hash():
@@ -66,6 +77,8 @@ class Worker:
                 f"fedrisk {installed.version()}, whose bundle is {installed.fab_hash()[:16]}. Nothing of the other was "
                 "fetched"
             )
+        if kind not in ORDERS:
+            return Reason.MALFORMED, "order: no order of this kind is known"
         return None, ""
 
     def _context(self, task: Task) -> Context:
@@ -76,8 +89,9 @@ class Worker:
 def stamps(folder: Path) -> dict[str, object]:
     """What tells that a file which this process has read is another now: rules, contract, and the data's own stamp."""
     facts = read_node_file(folder / "node.toml")
-    names = ("node.toml", "policy.toml", "data.toml", "left.json", facts.contract, facts.table or "")
-    return {name: _stamp(folder / name) for name in names if name}
+    names = ("node.toml", "policy.toml", "data.toml", "left.json", facts.contract)
+    files: dict[str, object] = {name: _stamp(folder / name) for name in names}
+    return files | {"the data": fingerprint(find_source(folder, facts.table))}
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -95,7 +109,7 @@ def serve(worker: Worker, inbox: IO[bytes], outbox: IO[bytes]) -> None:
         facts, blobs = frames.read(inbox)
         changed = worker.changed()
         if changed is not None:
-            frames.write(outbox, {"restart": changed})
+            frames.write(outbox, {"restart": f"{changed} changed"})
             return
         refuse = Reason(facts["refuse"]) if facts.get("refuse") else None
         try:

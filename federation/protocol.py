@@ -44,6 +44,7 @@ AGREE = "query.agree"
 OPEN = "query.open"
 ROUND = "train.round"
 STATS = "query.stats"
+ORDERS = (READY, KEYS, DEAL, AGREE, OPEN, ROUND, STATS)
 
 Weights = dict[str, np.ndarray]
 Sealed = tuple[

@@ -1,12 +1,12 @@
 """How the values of `federation.protocol` become Flower records, and are read back: the only code that does.
 
-JSON for the small values, NumPy's format (never pickle) for arrays. A message that does not decode exactly is
-`Reason.MALFORMED`.
+One Flower record a message: JSON for the small values, the safetensors format (never pickle) for each set of arrays.
+Flower sends every record, array and chunk of a message in a request of its own, so a round costs what they are many.
+A message that does not decode exactly is `Reason.MALFORMED`.
 """
 
 import base64
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, final
@@ -17,6 +17,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from federation.plan import VERSION, Reason, Refused, Terms, TrainPlan, sentences
 from federation.protocol import (
@@ -139,8 +141,7 @@ def pack_round_orders(order: RoundOrder, node_ids: Mapping[str, int]) -> dict[st
         "transcript": order.transcript,
         "heads": order.heads,
     }
-    content = _json_record(small)
-    content["weights"] = _pack_arrays(order.weights)
+    content = _record(small, {"weights": order.weights})
     return {
         name: Message(content, dst_node_id=node_id, message_type=ROUND, group_id=str(order.round))
         for name, node_id in node_ids.items()
@@ -232,10 +233,7 @@ def _content(reply: Reply) -> RecordDict:
             small |= {"signature": _text(reply.signature)}
         case Opened():
             small |= {"shares": {name: _text(share) for name, share in reply.shares.items()}}
-    content = _json_record(small)
-    for key, value in arrays.items():
-        content[key] = _pack_arrays(value)
-    return content
+    return _record(small, arrays)
 
 
 def read_reply(message: Message) -> Reply:
@@ -255,7 +253,7 @@ def _read_round_reply(agency: str, small: dict[str, Any], content: RecordDict) -
     return RoundReply(
         agency=agency,
         delta=_read_arrays(content, "delta") if small["trained"] else None,
-        tables=_read_arrays(content, "tables") if "tables" in content else {},
+        tables=_read_arrays(content, "tables") if "tables" in _fields(content) else {},
         releases=_read_released(small["releases"]),
         head=_read_head(small["head"]),
     )
@@ -292,7 +290,7 @@ _READERS: Mapping[str, Callable[[str, dict[str, Any], RecordDict], Reply]] = {
 
 
 def _small_order(message_type: str, node_id: int, small: Mapping[str, Any]) -> Message:
-    return Message(_json_record(small), dst_node_id=node_id, message_type=message_type)
+    return Message(_record(small), dst_node_id=node_id, message_type=message_type)
 
 
 def _decoded(read: Callable[[dict[str, Any]], Answer], message: Message) -> Answer:
@@ -355,8 +353,9 @@ def _bytes(value: str) -> bytes:
 
 def as_strategy_reply(message: Message, weights: Weights, public_weight: float) -> Message:
     """`message` as Flower's strategies want it: arrays, and the agreed weight in place of a row count."""
-    arrays = _record({name: _Here(value) for name, value in weights.items()})
-    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"weight": public_weight})})
+    content = RecordDict(
+        {"arrays": pack_weights(weights), "metrics": MetricRecord({"weight": public_weight})}
+    )
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
 
 
@@ -374,70 +373,53 @@ class _Here(Array):
 
 
 def pack_weights(weights: Weights) -> ArrayRecord:
-    """Weights as a Flower record (float32 arrays by parameter name)."""
-    return _pack_arrays(weights)
-
-
-def read_weights(record: ArrayRecord) -> Weights:
-    """The inverse of `pack_weights`."""
-    return {name: _read_array(array) for name, array in record.items()}
-
-
-def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return _record({name: _pack_array(value) for name, value in arrays.items()})
-
-
-def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """A record of `arrays`. Flower's constructor would copy each of them."""
+    """Weights as Flower's strategies take them, in this process; nothing of it is sent."""
     record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
+    for name, value in weights.items():
+        record[name] = _Here(value)  # ArrayRecord's constructor would copy it
     return record
 
 
-def _pack_array(value: np.ndarray) -> Array:
-    """As Flower packs it, in NumPy's format, without writing the same header each time."""
-    dtype = str(value.dtype)
-    data = _header(dtype, value.shape) + value.tobytes()
-    return Array(dtype=dtype, shape=value.shape, stype="numpy.ndarray", data=data)
+def read_weights(record: ArrayRecord) -> Weights:
+    """Weights as Flower's strategies give them."""
+    return {name: array.numpy() for name, array in record.items()}
 
 
-def _read_array(array: Array) -> np.ndarray:
-    """The inverse of `_pack_array`; whatever else is in NumPy's format goes through NumPy's own reader."""
-    dtype = np.dtype(array.dtype)
-    header = b"" if dtype.hasobject else _header(array.dtype, array.shape)
-    if array.stype != "numpy.ndarray" or not header or not array.data.startswith(header):
-        return array.numpy()
-    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(array.shape).copy()
-
-
-@functools.lru_cache(maxsize=256)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What NumPy's format puts before the values."""
-    facts = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": shape,
-    }
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, facts)
-    return header.getvalue()
+def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """In the safetensors format, which reads memory as it lies: so each array is made to lie in order first."""
+    packed: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
+    return packed
 
 
 def _read_arrays(content: RecordDict, key: str) -> Weights:
-    record = content[key]
-    if not isinstance(record, ArrayRecord):
-        raise TypeError(f"{key} is not a record of arrays")
-    return read_weights(record)
+    """The inverse of `_pack_arrays`; ValueError when it does not decode."""
+    packed = _fields(content)[key]
+    if not isinstance(packed, bytes):
+        raise TypeError(f"{key} is not a set of arrays")
+    try:
+        arrays: Weights = load(packed)
+    except SafetensorError:
+        raise ValueError(f"{key} does not decode") from None
+    return arrays
 
 
-def _json_record(value: Mapping[str, Any]) -> RecordDict:
-    return RecordDict({"fedrisk": ConfigRecord({"json": json.dumps(value)})})
+def _record(
+    small: Mapping[str, Any], arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None
+) -> RecordDict:
+    packed = {key: _pack_arrays(value) for key, value in (arrays or {}).items()}
+    return RecordDict({"fedrisk": ConfigRecord({"json": json.dumps(small), **packed})})
+
+
+def _fields(content: RecordDict) -> ConfigRecord:
+    record = content["fedrisk"]
+    if not isinstance(record, ConfigRecord):
+        raise TypeError("fedrisk is not a record of values")
+    return record
 
 
 def _read_json(content: RecordDict) -> dict[str, Any]:
     try:
-        value = json.loads(str(content["fedrisk"]["json"]))
+        value = json.loads(str(_fields(content)["json"]))
         if not isinstance(value, dict):
             raise TypeError
         return value

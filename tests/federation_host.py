@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from deployment import alive, descendants, environment, free_ports
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from experiments.coordinator.proxy import NO_NGINX, find_nginx
 
@@ -199,3 +207,27 @@ def starting(folder: Path) -> Host:
         )
     address = f"{settings['host']}:{settings['port']}"
     return Host(folder, address, None if settings["insecure"] else folder / "tls" / "ca.crt", process)
+
+
+def new_key(path: Path | None = None) -> ec.EllipticCurvePrivateKey:
+    """A node's key; with `path`, its public half is written there."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    if path is not None:
+        path.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+    return key
+
+
+def fleet(host: Host, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    """Flower's own client of the fleet API, signing with `key`."""
+    assert host.ca is not None
+    sign = NodeAuthHttpInterceptor(key, key.public_key())
+    version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+    return FleetHttpClient.from_server_address(
+        host.address, False, host.ca.read_bytes(), interceptors=[version, sign]
+    )
+
+
+def activate(client: FleetHttpClient, key: ec.EllipticCurvePrivateKey) -> int:
+    public = public_key_to_bytes(key.public_key())
+    request = ActivateNodeRequest(public_key=public, heartbeat_interval=float(HEARTBEAT_DEFAULT_INTERVAL))
+    return int(client.ActivateNode(request).node_id)

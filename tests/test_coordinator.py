@@ -1,5 +1,6 @@
 """`fedrisk coordinator`: its folder, its certificates, who may connect, and processes that come back."""
 
+import contextlib
 import io
 import json
 import os
@@ -30,8 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 from deployment import alive, descendants, environment, free_ports
-from federation_host import Host, coordinator, require_nginx
-from test_stranger import activate, fleet, new_key
+from federation_host import Host, activate, coordinator, fleet, new_key, require_nginx
 
 from clients.keys import make_node_key
 from experiments.coordinator import control, processes, proxy, serverapp, tls
@@ -61,7 +61,7 @@ def test_init_makes_a_folder_that_is_nobody_elses(tmp_path: Path) -> None:
     assert modes[tmp_path / "c"] == 0o700
     assert {path.name for path in modes if path.suffix == ".key"} == {"ca.key", "server.key", "loopback.key"}
     settings = Folder(tmp_path / "c").settings()
-    assert (settings.address, settings.listen) == ("federation.example.org:9443", "0.0.0.0")
+    assert (settings.address, settings.listen) == ("federation.example.org:9443", "0.0.0.0")  # noqa: S104
     ca = tls.fingerprint(tls.read(tmp_path / "c" / "tls" / "ca.crt")[0])
     for fact in ("federation.example.org:9443", f"{tmp_path}/c/tls/ca.crt", ca, "fedrisk coordinator start"):
         assert fact in done.out
@@ -308,7 +308,7 @@ def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
     assert all(f'"{proxy.FLEET}{name}"' in text for name in proxy.FORWARDED)
     assert not {"register-node", "unregister-node", "get-fab"} & set(proxy.FORWARDED)
     (tmp_path / "c" / "nginx.conf").write_text(text.replace("ssl_protocols", "ssl_protocol"))
-    with pytest.raises(CoordinatorError, match="nginx refuses .*ssl_protocol"):
+    with pytest.raises(CoordinatorError, match=r"nginx refuses .*ssl_protocol"):
         proxy.check(folder)
 
 
@@ -551,17 +551,20 @@ def test_a_bundle_with_python_is_not_run(host: Host, tmp_path: Path) -> None:
     """By Flower's own `flwr run`, on the host, under the names of the release."""
     app, witness = tmp_path / "fedrisk", tmp_path / "witness"
     (app / "federation" / "server").mkdir(parents=True)
-    for name in ("federation/__init__.py", "federation/server/__init__.py", "federation/server/app.py"):
-        (app / name).write_text(f"open({str(witness)!r}, 'w').write('ran')\n")
+    for name in ("federation/__init__.py", "federation/server/__init__.py"):
+        (app / name).write_text(f"open({str(witness)!r}, 'w').write(repr(__import__('sys').argv))\n")
+    (app / "clients").mkdir()
+    for name in ("federation/server/app.py", "clients/app.py"):
+        (app / name).write_text(f"open({str(witness)!r}, 'w').write(repr(__import__('sys').argv))\napp = 1\n")
     (app / "pyproject.toml").write_text(installed.pyproject())
     done = host.flwr("run", str(app), "coordinator", "--format", "json")
-    number = str(json.loads(done.stdout)["run-id"])
+    number = str(json.loads(done.stdout).get("run-id") or pytest.fail(done.stdout))
     host.wait(lambda: host.status(number).startswith("finished"), 90, "the run's end")
     run = json.loads(host.flwr("ls", "coordinator", "--run-id", number, "--format", "json").stdout)["runs"][0]
     assert run["status"] == "finished:failed"
     assert "start runs with `fedrisk submit`" in run["status-details"]
     assert run["fab-hash"] != installed.fab_hash()
-    assert not witness.exists()
+    assert not witness.exists(), witness.read_text()
 
 
 @pytest.mark.deployed
@@ -622,7 +625,11 @@ def node(tmp_path: Path) -> Path:
     }
     for where in (home, tmp_path):
         (where / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
-    policy = {"purposes": ["early-warning"], "models": ["logistic"], "min_people": 50}
+    policy = {
+        "purposes": {"early-warning": {"legal_basis": "made up"}},
+        "models": ["logistic"],
+        "min_people": 50,
+    }
     (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"life": 20.0, "delta": 1e-5}}))
     listing = [{"name": "north", "kind": "police", "public_size": 300}]
     (tmp_path / "agencies.yaml").write_text(
@@ -631,8 +638,9 @@ def node(tmp_path: Path) -> Path:
     return home
 
 
-def host_node(node: Path, host: Host) -> "subprocess.Popen[bytes]":
-    """The agency's node, connected to the coordinator."""
+@contextlib.contextmanager
+def hosted(node: Path, host: Host) -> Iterator["subprocess.Popen[bytes]"]:
+    """The agency's node, connected to the coordinator for the length of the block."""
     facts = {
         "name": "north",
         "kind": "police",
@@ -643,12 +651,14 @@ def host_node(node: Path, host: Host) -> "subprocess.Popen[bytes]":
     line = {"address": host.address, "certificate": str(host.ca)}
     (node / "node.toml").write_text(tomli_w.dumps(facts | {"superlink": line}))
     code = f"from pathlib import Path; from clients.service import start; start(Path({str(node)!r}))"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        env=environment(node.parent / "home"),
-        stdout=(node.parent / "node.out").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+    with (node.parent / "node.out").open("wb") as out:
+        command, home = [sys.executable, "-P", "-c", code], environment(node.parent / "home")
+        process = subprocess.Popen(command, env=home, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.mark.deployed
@@ -657,23 +667,23 @@ def test_a_run_goes_on_when_the_superlink_is_killed(tmp_path: Path, node: Path) 
     """The ServerApp is a process of its own, and the SuperLink comes back on its database."""
     with coordinator(tmp_path / "coordinator") as host:
         host.enrol("north", node / "node.pub")
-        agency = host_node(node, host)
-        try:
+        with hosted(node, host) as agency:
             settings = ["experiment=own", "data.agencies=agencies.yaml", "tracking=none", "rounds=20"]
             settings += ["min_agencies=1", "join_timeout=120", "evaluation.checkpoints=1"]
             number, folder = host.submit(*settings, cwd=tmp_path)
             assert folder.parent == host.folder / "outputs"
-            host.wait(
-                lambda: len(list((folder / "checkpoints").glob("*.safetensors"))) > 0, RUN_SECONDS, "a round"
-            )
+
+            def a_round_is_done() -> bool:
+                assert agency.poll() is None, (tmp_path / "node.out").read_text()
+                return bool(list((folder / "checkpoints").glob("*.safetensors")))
+
+            host.wait(a_round_is_done, RUN_SECONDS, "a round")
             killed = child(host, "superlink")
             os.kill(killed, signal.SIGKILL)
             host.wait(lambda: host.child("superlink") not in (None, killed), 60, "the SuperLink's return")
-            host.wait(lambda: (folder / "result.json").exists(), RUN_SECONDS, "the result")
+            assert not (folder / "result.json").exists()  # it was killed in the middle of the run
+            host.wait((folder / "result.json").exists, RUN_SECONDS, "the result")
             host.wait(lambda: host.status(number) == "finished:completed", 60, "the run's end")
-        finally:
-            agency.terminate()
-            agency.wait(30)
         result = json.loads((folder / "result.json").read_text())
         assert (result["status"], len(result["rounds"])) == ("finished", 20)
         assert "superlink ended (signal 9)" in (host.folder / "log" / "coordinator.log").read_text()

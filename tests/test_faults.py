@@ -94,8 +94,6 @@ def test_the_coordinators_host_is_rebooted_and_the_run_is_resumed(federation: Fe
     host.process.wait()
     federation.host = starting(host.folder)
     federation.wait(lambda: federation.host.child("nginx") is not None, 60, "the coordinator is back")
-    for name in NAMES:
-        until_back(federation, name, federation.agencies[name].log().count("connected to"))
     done = federation.host.fedrisk(
         "resume", run.folder.name, "--output", str(run.folder.parent), "--superlink", str(host.folder)
     )

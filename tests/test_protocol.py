@@ -6,7 +6,10 @@ import typing
 import numpy as np
 import pytest
 from conftest import MakeStudy
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from safetensors.numpy import save
 
 from federation import protocol, wire
 from federation.experiment import Experiment, SettingsError
@@ -61,34 +64,56 @@ def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     ],
     ids=["scalar", "empty", "float32", "fortran", "strided"],
 )
-def test_arrays_are_packed_as_flower_packs_and_reads_them(value: np.ndarray) -> None:
-    packed = wire._pack_array(value)
-    for found in (packed.numpy(), wire._read_array(packed), wire._read_array(Array(value))):
-        np.testing.assert_array_equal(found, value)
-        assert (found.dtype, found.shape) == (value.dtype, value.shape)
-        assert found.flags.writeable
+def test_arrays_survive_the_trip(plan: TrainPlan, value: np.ndarray) -> None:
+    message = wire.pack_round_order(order(plan), 7)
+    reply = wire.read_reply(wire.pack_reply(RoundReply("north", {"w": value}, {}, ()), message))
+    assert isinstance(reply, RoundReply)
+    assert reply.delta is not None
+    found = reply.delta["w"]
+    np.testing.assert_array_equal(found, value)
+    assert (found.dtype, found.shape) == (value.dtype, value.shape)
+    assert found.flags.writeable
+
+
+def test_what_lies_between_the_values_of_an_array_is_not_sent(plan: TrainPlan) -> None:
+    between = np.stack([np.arange(4.0), np.full(4, 8.7654321)])
+    message = wire.pack_round_order(order(plan), 7)
+    sent = wire.pack_reply(RoundReply("north", {"w": between.T[:, 0]}, {}, ()), message).content
+    assert between[0].tobytes() in bytes(sent["fedrisk"]["delta"])
+    assert between[1, :1].tobytes() not in bytes(sent["fedrisk"]["delta"])
+    apart = wire.pack_reply(RoundReply("north", {"w": between.T.copy()[:, 0]}, {}, ()), message).content
+    assert apart == sent
+
+
+DELTA = save({"w": np.zeros(2, np.float32)})
+OTHER_TYPE = DELTA.replace(b'"F32"', b'"BF8"')
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "data"),
-    [
-        ("float32", (2,), b""),
-        ("float32", (2,), b"cut"),
-        ("float32", (-1,), b"cut"),
-        ("object", (1,), b""),
-        ("no type", (1,), b""),
-    ],
+    "packed",
+    [b"", DELTA[:-1], DELTA + b"0", OTHER_TYPE, DELTA.replace(b"[2]", b"[3]"), b"\xff" * 16, "text", 7],
+    ids=["empty", "cut", "more", "another type", "another shape", "noise", "text", "number"],
 )
-def test_an_array_that_does_not_decode_makes_its_reply_undecodable(
-    plan: TrainPlan, dtype: str, shape: tuple[int, ...], data: bytes
-) -> None:
+def test_arrays_that_do_not_decode_make_their_message_undecodable(plan: TrainPlan, packed: object) -> None:
     message = wire.pack_round_order(order(plan), 7)
     good = RoundReply("north", {"w": np.zeros(2, np.float32)}, {}, ())
     reply = wire.pack_reply(good, message)
-    header = reply.content.array_records["delta"]["w"].data[:-8]
-    reply.content.array_records["delta"]["w"] = Array(dtype, shape, "numpy.ndarray", header + data)
+    assert reply.content["fedrisk"]["delta"] == DELTA, "the control"
+    reply.content["fedrisk"]["delta"] = packed  # type: ignore[index,assignment]
     with pytest.raises(ValueError, match="does not decode"):
         wire.read_reply(reply)
+    message.content["fedrisk"]["weights"] = packed  # type: ignore[index,assignment]
+    with pytest.raises(Refused) as refused:
+        wire.read_round_order(message)
+    assert refused.value.reason is Reason.MALFORMED
+
+
+def test_a_message_is_three_of_flowers_objects(plan: TrainPlan) -> None:
+    """Flower sends each in a request of its own: the message, its content, and one record."""
+    message = wire.pack_round_order(order(plan), 7)
+    sent = RoundReply("north", {"w": np.float32([1, 2])}, {"tune": np.ones((2, 3, 2))}, ())
+    for each in (message, wire.pack_reply(sent, message)):
+        assert len(get_all_nested_objects(each)) == 3
 
 
 def test_a_reply_survives_the_trip(plan: TrainPlan) -> None:
@@ -191,9 +216,7 @@ def test_a_reply_is_as_long_whatever_the_numbers_are(plan: TrainPlan, agency: st
         packed = wire.pack_reply(
             RoundReply(agency, delta, {"tune": np.full((2, 3, 2), value)}, (release,)), message
         )
-        arrays = [record.count_bytes() for record in packed.content.array_records.values()]
-        texts = [len(str(record)) for record in packed.content.config_records.values()]
-        return sum(arrays) + sum(texts)
+        return len(recorddict_to_proto(packed.content).SerializeToString())
 
     assert len({size(value) for value in (0.0, 1e-30, -123456.789, 3e38)}) == 1
 

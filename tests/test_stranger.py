@@ -11,8 +11,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federation_host import Host, coordinator
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from federation_host import Host, activate, coordinator, fleet, new_key
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -23,7 +22,6 @@ from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from experiments.coordinator.proxy import FLEET, FORWARDED
@@ -31,14 +29,6 @@ from experiments.coordinator.proxy import FLEET, FORWARDED
 pytestmark = [pytest.mark.deployed, pytest.mark.timeout(600)]
 OPEN = {f"{FLEET}{name}" for name in FORWARDED}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
-
-
-def new_key(path: Path | None = None) -> ec.EllipticCurvePrivateKey:
-    """A node's key; with `path`, its public half is written there."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    if path is not None:
-        path.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
-    return key
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +55,6 @@ def stranger(host: Host) -> Iterator[httpx.Client]:
 
 def context(host: Host) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(host.ca))
-
-
-def fleet(host: Host, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
-    """Flower's own client of the fleet API, signing with `key`."""
-    assert host.ca is not None
-    sign = NodeAuthHttpInterceptor(key, key.public_key())
-    version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
-    return FleetHttpClient.from_server_address(
-        host.address, False, host.ca.read_bytes(), interceptors=[version, sign]
-    )
-
-
-def activate(client: FleetHttpClient, key: ec.EllipticCurvePrivateKey) -> int:
-    public = public_key_to_bytes(key.public_key())
-    request = ActivateNodeRequest(public_key=public, heartbeat_interval=float(HEARTBEAT_DEFAULT_INTERVAL))
-    return int(client.ActivateNode(request).node_id)
 
 
 def served() -> set[str]:

@@ -56,11 +56,14 @@ Found = TypeVar("Found")
 
 
 class LinkError(Exception):
-    """The line is down or was refused: one sentence that says what, and what to do."""
+    """The line is down or was refused: one sentence that says what, and what to do.
 
-    def __init__(self, sentence: str, *, mends_itself: bool = True) -> None:
+    `is_open`: the SuperLink still knows this node, so it is enough to ask again.
+    """
+
+    def __init__(self, sentence: str, *, is_open: bool = True) -> None:
         super().__init__(sentence)
-        self.mends_itself = mends_itself
+        self.is_open = is_open
 
 
 class RunIsOver(LinkError):
@@ -90,7 +93,7 @@ class Link:
         except (OSError, ssl.SSLError, UnicodeDecodeError):
             raise LinkError(
                 f"superlink.certificate: {certificate} is no readable PEM certificate: ask the coordinator for ca.crt",
-                mends_itself=False,
+                is_open=False,
             ) from None
 
     @contextlib.contextmanager
@@ -161,7 +164,7 @@ class Link:
     @property
     def _here(self) -> Node:
         if self._node is None:
-            raise LinkError("the line is not open")
+            raise LinkError("the line is not open", is_open=False)
         return self._node
 
     def _activate(self) -> None:
@@ -231,7 +234,7 @@ class Link:
             raise LinkError(
                 f"{self.address} shows a certificate that does not check ({reason}): is superlink.certificate the "
                 "coordinator's ca.crt, and superlink.address the name in its certificate?",
-                mends_itself=False,
+                is_open=False,
             )
         raise LinkError(f"{self.address} cannot be reached ({why or 'no answer'}): is the network there?")
 
@@ -243,13 +246,15 @@ class Link:
         if code == NOT_ACTIVATED:
             raise LinkError(
                 "the SuperLink does not let this node in: its key is not enrolled there (`fedrisk coordinator enrol`), "
-                "or it stopped without a word less than 66 seconds ago"
+                "or it stopped without a word less than 66 seconds ago",
+                is_open=False,
             )
         if response.status_code == httpx.codes.UNAUTHORIZED:
             theirs = response.headers.get("date", "unknown")
             raise LinkError(
                 "the SuperLink does not accept this node's signature: its key is not enrolled there or was revoked, or "
-                f"this machine's clock is wrong (the SuperLink's: {theirs}; it may be 5 s ahead or 305 s behind)"
+                f"this machine's clock is wrong (the SuperLink's: {theirs}; it may be 5 s ahead or 305 s behind)",
+                is_open=False,
             )
         if response.status_code == httpx.codes.NOT_FOUND:
             self._stranger()

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.poison --seeds 3 --out outputs/bench/poison.json
 
-For each line of data, each strategy and each attack: a whole private run in this process whose first agencies, in
-the order of names, send what the attack says, every round; then the exact AUC on the test people of the honest
+For each line of data, each strategy and each attack: a whole private run in this process in which one or two
+agencies send what the attack says, every round; then the exact AUC on the test people of the honest
 agencies, mean ± sd over the seeds. Prints the tables of docs/poisoned.md. Nothing here runs in a federation.
 """
 
@@ -86,25 +86,22 @@ def poisoned_run(
     )
 
 
-def attackers_of(experiment: Experiment, count: int) -> list[str]:
-    """The first `count` of the agencies that train, in the order of names."""
-    return sorted(member.name for member in experiment.members)[:count]
-
-
 @dataclass(frozen=True)
 class Line:
-    """A data set with its settings, and how many of its agencies attack."""
+    """A data set with its settings, and the agencies that attack."""
 
     overrides: tuple[str, ...]
-    attackers: int = 1
+    attackers: tuple[str, ...]
 
 
 PLAIN = {"averaged, no bound": "none", "averaged, bound from the plan": "plan"}
+DEMO, IOWA = (("experiment=" + name, "privacy.epsilon=3") for name in ("demo", "iowa"))
 LINES: Mapping[str, Line] = {
-    "demo": Line(("experiment=demo", "privacy.epsilon=3")),
-    "iowa": Line(("experiment=iowa", "privacy.epsilon=3")),
-    "iowa, two attack": Line(("experiment=iowa", "privacy.epsilon=3"), attackers=2),
-    "demo without privacy": Line(("experiment=demo", "privacy=none")),
+    "demo": Line(DEMO, ("children",)),
+    "demo, one of two that hold a block": Line(DEMO, ("probation",)),
+    "iowa": Line(IOWA, ("1jd",)),
+    "iowa, two attack": Line(IOWA, ("1jd", "2jd")),
+    "demo without privacy": Line(("experiment=demo", "privacy=none"), ("children",)),
 }
 BEHIND_MASKS = "averaged, behind masks"
 
@@ -141,24 +138,22 @@ def measure_line(
 ) -> dict[str, Any]:
     """Every strategy under every attack on one line: row -> attack -> what the seeds gave."""
     study = read(compose([*line.overrides, "tracking=none", f"output={folder}", "evaluation.checkpoints=0"]))
-    attackers = attackers_of(study.experiment, line.attackers)
     found: dict[str, dict[str, list[Outcome]]] = {}
     refused: dict[str, str] = {}
     for seed in seeds:
         experiment = study.experiment.but(settings=study.experiment.settings.but(seed=seed, reference=False))
         with open_bench(experiment, study.data, study.agencies, folder, part=part) as bench:
-            for row, chosen in strategies_of(experiment, line.attackers).items():
+            for row, chosen in strategies_of(experiment, len(line.attackers)).items():
                 if isinstance(chosen, str):
                     refused[row] = chosen
                     continue
                 for attack in (a for a in attacks if row != BEHIND_MASKS or a in MASKED):
                     run_id = f"{seed}-{list(found).index(row) if row in found else len(found)}-{attacks.index(attack)}"
-                    outcome = poisoned_run(bench, chosen, attack, attackers, run_id)
+                    outcome = poisoned_run(bench, chosen, attack, line.attackers, run_id)
                     found.setdefault(row, {}).setdefault(attack, []).append(outcome)
         open_node.cache_clear()  # this seed's nodes are closed and their folders gone
         print(f"{', '.join(line.overrides)}: seed {seed} done", file=sys.stderr)
     return {
-        "attackers": attackers,
         "agencies": len(study.experiment.members),
         "rows": {row: {attack: _summary(each) for attack, each in by.items()} for row, by in found.items()},
         "refused": refused,

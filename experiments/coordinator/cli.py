@@ -132,7 +132,7 @@ def doctor(folder: Where = HERE, as_json: AsJson = False) -> None:
         marks = {True: "✓", False: "✗", None: "–"}
         for finding in found:
             typer.echo(f"{marks[finding.well]} {finding.what}: {finding.sentence}")
-    raise typer.Exit(any(finding.well is False for finding in found))
+    raise typer.Exit(int(any(finding.well is False for finding in found)))
 
 
 def _init(folder: Folder, host: str, port: int, given: Sequence[Path | None], *, insecure: bool) -> None:

@@ -211,7 +211,8 @@ def ask_until_ready(
     found: dict[str, Message] = {}
     while True:
         orders = {str(node): pack(node) for node in again}
-        found |= exchange(grid, orders, settings.round_timeout, poll)
+        patience = dict.fromkeys(orders, max(0.0, until - time.monotonic()))
+        found |= exchange(grid, orders, settings.round_timeout, poll, patience)
         again = [int(node) for node in orders if node in found and _not_now(found[node])]
         if not again or time.monotonic() + pause > until:
             return found
