@@ -67,6 +67,7 @@ from federation.stats import holds, why_not
 from models import quantiles, risk
 from models.contract import Contract
 from models.features import layout
+from models.spec import ModelSpec
 
 Kept = TypeVar("Kept", bound=Reply)
 
@@ -85,7 +86,7 @@ class Node:
         self.log = file_log(folder, facts.name)
         self.journal = Journal(folder, durable=not policy.simulation)
         self._resident: dict[tuple[float, float], Resident] = {}
-        self._modules: dict[risk.ModelSpec, torch.nn.Module] = {}
+        self._modules: dict[ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
         self._pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
         budget = None if policy.budget is None else policy.budget.limits()
@@ -617,7 +618,7 @@ def _must_be_the_draws(order: RoundOrder, draws: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _parameters(spec: risk.ModelSpec, n_features: int) -> int:
+def _parameters(spec: ModelSpec, n_features: int) -> int:
     return risk.count_parameters(spec, n_features)
 
 

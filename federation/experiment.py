@@ -27,8 +27,8 @@ from federation.privacy import noise_for
 from models import risk
 from models.contract import Contract
 from models.features import layout
-from models.risk import ModelSpec
 from models.scores import default_edges
+from models.spec import ModelSpec
 
 Model = TypeVar("Model", bound=Agreed)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

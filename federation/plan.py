@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from federation import masks
 from federation.release import Event, Release, SharedRelease
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 VERSION = "3"
 

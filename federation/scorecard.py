@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from federation.plan import Agreed, sentences
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -1,49 +1,19 @@
 """Risk models: one module, one logit for each row of features.
 
-A new architecture is one function in `ARCHITECTURES` and one file `conf/model/NAME.yaml`.
+A new architecture is a name in `models.spec`, one function in `ARCHITECTURES` and one file `conf/model/NAME.yaml`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-WIDEST, DEEPEST = 4096, 8
+from models.spec import ModelSpec
+
 Layer = Callable[[int, int], nn.Linear]  # (fan_in, fan_out) -> a layer with its first weights
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model: `name` is a key of `ARCHITECTURES`, `hidden` the widths of its hidden layers.
-
-    logistic has none; mlp one or more; residual one or more of the same width, one block each.
-    Raises ValueError with the key, the rule and what was found.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # in a plan, a misspelt key is an error
-
-    name: str
-    hidden: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        hidden = tuple(self.hidden)
-        object.__setattr__(self, "hidden", hidden)
-        if self.name not in ARCHITECTURES:
-            raise ValueError(f"name must be one of {', '.join(ARCHITECTURES)}, got {self.name!r}")
-        if len(hidden) > DEEPEST or not all(type(width) is int and 1 <= width <= WIDEST for width in hidden):
-            raise ValueError(
-                f"hidden must be at most {DEEPEST} whole numbers from 1 to {WIDEST}, got {list(hidden)}"
-            )
-        if self.name == "logistic" and hidden:
-            raise ValueError(f"hidden must be empty for logistic, got {list(hidden)}")
-        if self.name != "logistic" and not hidden:
-            raise ValueError(f"hidden must list at least one width for {self.name}, got []")
-        if self.name == "residual" and len(set(hidden)) > 1:
-            raise ValueError(f"hidden must repeat one width for residual, got {list(hidden)}")
 
 
 @final

@@ -57,7 +57,16 @@ def permits(contract: dict[str, Any] = CONTRACT, **more: Any) -> dict[str, Any]:
         "purposes": {"early-warning": {"legal_basis": "made up for a test"}},
         "contracts": [Contract.from_dict(contract).sha256],
         "models": ["logistic"],
-        "strategies": ["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "dp_fedsgd", "fedmedian", "krum"],
+        "strategies": [
+            "fedavg",
+            "fedavgm",
+            "fedprox",
+            "fedadam",
+            "fedyogi",
+            "dp_fedsgd",
+            "fedmedian",
+            "krum",
+        ],
         "releases": ["train", "evaluate", "stats"],
     } | more
 

@@ -73,7 +73,10 @@ class Deployment:
 
     def logs(self) -> str:
         """The end of every log, for a person who reads a failed test."""
-        files = [*sorted(self.folder.glob("*.log")), *(node / "log" / "node.log" for node in self.nodes.values())]
+        files = [
+            *sorted(self.folder.glob("*.log")),
+            *(node / "log" / "node.log" for node in self.nodes.values()),
+        ]
         return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files if file.exists())
 
 

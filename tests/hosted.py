@@ -133,7 +133,9 @@ class Run:
 
     def rounds(self) -> int:
         """How many rounds are over."""
-        kept = [int(path.stem.rpartition("-")[2]) for path in (self.folder / "checkpoints").glob("*.safetensors")]
+        kept = [
+            int(path.stem.rpartition("-")[2]) for path in (self.folder / "checkpoints").glob("*.safetensors")
+        ]
         return max(kept, default=0)
 
 
@@ -190,19 +192,24 @@ class Federation:
         return "\n".join([*said, self.host.logs()])
 
     def must_have_charged_what_left(self, run: Run, *, lost: int = 0) -> None:
-        """Each agency's ledger holds each reply that the run used, once; `lost`: replies that nobody received."""
+        """Each agency's ledger has each reply that the run used, once; `lost`: draws whose reply nobody received."""
         rounds = run.result["rounds"]
-        missing = 0
+        last = len(rounds) + 1  # the round of the last tables
+        never = []
         for name, agency in self.agencies.items():
-            charged = Counter(order.partition("#")[0].rpartition("/")[2] for order, _ in agency.charges())
-            trains = [r for r in rounds if name in r["replied"]]
-            for record in trains:
-                assert charged[str(record["round"])] >= 1, (name, record["round"])
-            used = {str(record["round"]) for record in trains} | {str(len(rounds) + 1)}
-            missing += len({number for number in charged if number not in used})
-            orders = [order for order, event in agency.charges() if event.kind == "train"]
-            assert len(orders) == len(set(orders)), f"{name} was charged twice for one draw"
-        assert missing <= lost, f"{missing} draws were charged and never used"
+            draws = [
+                (int(order.rpartition("/")[2].partition("#")[0]), order, event)
+                for order, event in agency.charges()
+                if order.startswith(f"{run.folder.name}/")
+            ]
+            used = {record["round"] for record in rounds if name in record["replied"]}
+            charged = Counter(number for number, _, event in draws if event.kind == "train")
+            assert used <= set(charged), (name, used - set(charged))
+            assert len({(order, event) for _, order, event in draws}) == len(draws), (
+                f"{name}: a draw was charged twice"
+            )
+            never += [order for number, order, _ in draws if number not in {*used, last}]
+        assert len(never) <= lost, f"charged and never used: {never}"
 
 
 def lay_out(root: Path, names: Iterable[str], address: str, ca: Path | None) -> dict[str, Agency]:

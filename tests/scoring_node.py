@@ -14,7 +14,7 @@ from federation.scorecard import Band, Measure, Rate, RecalibrationMap, ScoreCar
 from models import risk
 from models.contract import Contract
 from models.features import layout
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 VALUES: dict[str, Any] = {
     "name": "small",

@@ -14,7 +14,8 @@ from clients import blocks, train
 from clients.evaluate import table_counts
 from clients.train import ROUNDING, clipped_sum, dp_sum
 from federation.plan import NORMS, SUM_SLACK, PrivacyPlan
-from models.risk import ModelSpec, build, load_weights
+from models.risk import build, load_weights
+from models.spec import ModelSpec
 
 SPECS = {
     "logistic": ModelSpec("logistic"),

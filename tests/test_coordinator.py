@@ -1,6 +1,6 @@
 """`fedrisk coordinator`: its folder, its certificates, who may connect, and processes that come back."""
 
-import contextlib
+import hashlib
 import io
 import json
 import os
@@ -22,21 +22,24 @@ import flwr
 import httpx
 import pytest
 import tomli_w
-import yaml
 from command import Done, fedrisk
-from conftest import CONTRACT, people, write_table
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
-from deployment import alive, descendants, environment, free_ports
+from deployment import alive, descendants, free_ports
 from federation_host import Host, activate, coordinator, fleet, new_key, require_nginx
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import fab_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.supercore.fab import Fab
+from hosted import hosted
 
-from clients.keys import make_node_key
 from experiments.coordinator import control, processes, proxy, serverapp, tls
 from experiments.coordinator.folder import CoordinatorError, Folder
 from experiments.coordinator.registry import fingerprint, read_key
+from experiments.coordinator.service import answers
 from federation import installed
 
 PUBLIC = (Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -186,6 +189,8 @@ def test_init_leaves_a_folder_with_something_in_it_alone(tmp_path: Path) -> None
         ({"port": 0}, "port should be greater than or equal to 1, got 0"),
         ({"colour": "red"}, "colour is not a known setting"),
         ({"insecure": True, "host": "127.0.0.1"}, "must both be addresses of the loopback"),
+        ({"proxy": "own"}, "needs a superlink_port to forward to"),
+        ({"proxy": "caddy"}, "proxy should be 'nginx' or 'own'"),
     ],
 )
 def test_a_changed_coordinator_toml_is_checked(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -368,7 +373,6 @@ def test_the_bundle_is_the_same_bytes_in_another_process_and_has_no_code() -> No
 
 
 def test_the_bundle_is_what_flower_would_build_and_it_installs(tmp_path: Path) -> None:
-    from flwr.cli.build import build_fab_from_files
     from flwr.cli.install import install_from_fab
 
     built, _ = build_fab_from_files({"pyproject.toml": installed.pyproject().encode()})
@@ -548,23 +552,46 @@ def test_a_second_start_on_the_same_folder_is_refused(host: Host) -> None:
 @pytest.mark.deployed
 @pytest.mark.timeout(600)
 def test_a_bundle_with_python_is_not_run(host: Host, tmp_path: Path) -> None:
-    """By Flower's own `flwr run`, on the host, under the names of the release."""
-    app, witness = tmp_path / "fedrisk", tmp_path / "witness"
-    (app / "federation" / "server").mkdir(parents=True)
-    for name in ("federation/__init__.py", "federation/server/__init__.py"):
-        (app / name).write_text(f"open({str(witness)!r}, 'w').write(repr(__import__('sys').argv))\n")
-    (app / "clients").mkdir()
-    for name in ("federation/server/app.py", "clients/app.py"):
-        (app / name).write_text(f"open({str(witness)!r}, 'w').write(repr(__import__('sys').argv))\napp = 1\n")
-    (app / "pyproject.toml").write_text(installed.pyproject())
-    done = host.flwr("run", str(app), "coordinator", "--format", "json")
-    number = str(json.loads(done.stdout).get("run-id") or pytest.fail(done.stdout))
+    """Handed to the control API by somebody on the host, under the names of the release's own modules."""
+    witness = tmp_path / "witness"
+    code = f"open({str(witness)!r}, 'w').write('ran')\napp = 1\n".encode()
+    names = ("federation/__init__.py", "federation/server/__init__.py", "federation/server/app.py")
+    files = {"pyproject.toml": installed.pyproject().encode(), **dict.fromkeys(names, code)}
+    content, _ = build_fab_from_files(files)
+    bundle = Fab(hashlib.sha256(content).hexdigest(), content, {})
+    with control.control(control.find_connection(str(host.folder))) as client:
+        number = str(client.StartRun(StartRunRequest(fab=fab_to_proto(bundle))).run_id)
     host.wait(lambda: host.status(number).startswith("finished"), 90, "the run's end")
-    run = json.loads(host.flwr("ls", "coordinator", "--run-id", number, "--format", "json").stdout)["runs"][0]
-    assert run["status"] == "finished:failed"
+    run = of_run(host, number)
+    assert (run["status"], run["fab-hash"]) == ("finished:failed", bundle.hash_str)
     assert "start runs with `fedrisk submit`" in run["status-details"]
-    assert run["fab-hash"] != installed.fab_hash()
-    assert not witness.exists(), witness.read_text()
+    assert not witness.exists()
+
+
+@pytest.mark.deployed
+@pytest.mark.timeout(600)
+def test_a_proxy_of_ones_own_is_judged_by_what_it_forwards(tmp_path: Path) -> None:
+    """The coordinator starts no nginx; here the test does, in the place of another proxy."""
+    require_nginx()
+    port = free_ports(1)[0]
+    init(tmp_path / "c", "--host", "127.0.0.1", "--port", str(free_ports(1)[0]))
+    file = tmp_path / "c" / "coordinator.toml"
+    file.write_text(tomli_w.dumps(tomllib.loads(file.read_text()) | {"proxy": "own", "superlink_port": port}))
+    with coordinator(tmp_path / "c") as host:
+        assert (host.child("nginx"), host.superlink) == (None, f"127.0.0.1:{port}")
+        done = host.fedrisk("coordinator", "doctor", str(host.folder))
+        assert done.returncode == 1
+        assert f"✗ proxy: {host.address} does not answer (ConnectError): see its log" in done.stdout
+        folder = Folder(tmp_path / "c")
+        proxy.configure(folder, folder.settings(), port)
+        other = subprocess.Popen(proxy.command(folder))
+        try:
+            host.wait(lambda: answers(host.address), 10, "the other proxy")
+            done = host.fedrisk("coordinator", "doctor", str(host.folder))
+            assert (done.returncode, "✓ proxy" in done.stdout) == (0, True), done.stdout
+        finally:
+            other.terminate()
+            other.wait(10)
 
 
 @pytest.mark.deployed
@@ -611,84 +638,30 @@ def test_sigterm_ends_all_and_a_killed_supervisor_leaves_nothing(tmp_path: Path)
 # A run
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Path:
-    """One agency's folder, and beside it what the data scientist has."""
-    home = tmp_path / "north"
-    home.mkdir()
-    make_node_key(home)
-    write_table(home / "people.csv", people(0), ())
-    contract = {
-        **CONTRACT,
-        "blocks": {},
-        "columns": {k: v for k, v in CONTRACT["columns"].items() if k != "visits"},
-    }
-    for where in (home, tmp_path):
-        (where / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
-    policy = {
-        "purposes": {"early-warning": {"legal_basis": "made up"}},
-        "models": ["logistic"],
-        "min_people": 50,
-    }
-    (home / "policy.toml").write_text(tomli_w.dumps(policy | {"budget": {"life": 20.0, "delta": 1e-5}}))
-    listing = [{"name": "north", "kind": "police", "public_size": 300}]
-    (tmp_path / "agencies.yaml").write_text(
-        yaml.safe_dump({"contract": "contract.yaml", "agencies": listing})
-    )
-    return home
-
-
-@contextlib.contextmanager
-def hosted(node: Path, host: Host) -> Iterator["subprocess.Popen[bytes]"]:
-    """The agency's node, connected to the coordinator for the length of the block."""
-    facts = {
-        "name": "north",
-        "kind": "police",
-        "public_size": 300,
-        "table": "people.csv",
-        "contract": "contract.yaml",
-    }
-    line = {"address": host.address, "certificate": str(host.ca)}
-    (node / "node.toml").write_text(tomli_w.dumps(facts | {"superlink": line}))
-    code = f"from pathlib import Path; from clients.service import start; start(Path({str(node)!r}))"
-    with (node.parent / "node.out").open("wb") as out:
-        command, home = [sys.executable, "-P", "-c", code], environment(node.parent / "home")
-        process = subprocess.Popen(command, env=home, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 @pytest.mark.deployed
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_when_the_superlink_is_killed(tmp_path: Path, node: Path) -> None:
+def test_a_run_goes_on_when_the_superlink_is_killed(tmp_path: Path) -> None:
     """The ServerApp is a process of its own, and the SuperLink comes back on its database."""
-    with coordinator(tmp_path / "coordinator") as host:
-        host.enrol("north", node / "node.pub")
-        with hosted(node, host) as agency:
-            settings = ["experiment=own", "data.agencies=agencies.yaml", "tracking=none", "rounds=20"]
-            settings += ["min_agencies=1", "join_timeout=120", "evaluation.checkpoints=1"]
-            number, folder = host.submit(*settings, cwd=tmp_path)
-            assert folder.parent == host.folder / "outputs"
-
-            def a_round_is_done() -> bool:
-                assert agency.poll() is None, (tmp_path / "node.out").read_text()
-                return bool(list((folder / "checkpoints").glob("*.safetensors")))
-
-            host.wait(a_round_is_done, RUN_SECONDS, "a round")
-            killed = child(host, "superlink")
-            os.kill(killed, signal.SIGKILL)
-            host.wait(lambda: host.child("superlink") not in (None, killed), 60, "the SuperLink's return")
-            assert not (folder / "result.json").exists()  # it was killed in the middle of the run
-            host.wait((folder / "result.json").exists, RUN_SECONDS, "the result")
-            host.wait(lambda: host.status(number) == "finished:completed", 60, "the run's end")
-        result = json.loads((folder / "result.json").read_text())
-        assert (result["status"], len(result["rounds"])) == ("finished", 20)
+    with hosted(tmp_path, ["north"]) as federation:
+        host, run = federation.host, federation.submit("rounds=15")
+        assert run.folder.parent == host.folder / "outputs"
+        federation.until_round(run, 2)
+        killed = child(host, "superlink")
+        os.kill(killed, signal.SIGKILL)
+        host.wait(lambda: host.child("superlink") not in (None, killed), 60, "the SuperLink's return")
+        assert not (run.folder / "result.json").exists()  # it was killed in the middle of the run
+        assert federation.until_it_ends(run) == "finished:completed"
+        assert (run.result["status"], len(run.result["rounds"])) == ("finished", 15)
         assert "superlink ended (signal 9)" in (host.folder / "log" / "coordinator.log").read_text()
-        run = json.loads(host.flwr("ls", "coordinator", "--run-id", number, "--format", "json").stdout)[
-            "runs"
-        ][0]
-        assert run["fab-hash"] == installed.fab_hash()
+        assert of_run(host, run.number)["fab-hash"] == installed.fab_hash()
+        federation.must_have_charged_what_left(run)
+        for agency in federation.agencies.values():
+            agency.stop()
         assert host.end() == 0
+
+
+def of_run(host: Host, number: str) -> dict[str, str]:
+    """What Flower says of a run."""
+    done = host.flwr("ls", "coordinator", "--run-id", number, "--format", "json")
+    found: dict[str, str] = json.loads(done.stdout)["runs"][0]
+    return found

@@ -197,7 +197,9 @@ def test_nodes_refuse_a_plan_without_privacy_and_the_run_fails(deployment: Deplo
     assert not (run.folder / "result.json").exists()
     assert {name: charged(node) for name, node in deployment.nodes.items()} == before
     for node in deployment.nodes.values():
-        assert "refused, PRIVACY: simulation: a plan without privacy" in (node / "log" / "node.log").read_text()
+        assert (
+            "refused, PRIVACY: simulation: a plan without privacy" in (node / "log" / "node.log").read_text()
+        )
 
 
 @pytest.mark.deployed

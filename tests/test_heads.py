@@ -175,7 +175,10 @@ def test_an_older_ledger_is_refused_by_its_own_node_and_nothing_is_charged(
     others = [name for name in NAMES if name != "east"]
     assert [record["replied"] for record in result["rounds"]] == [others] * 2
     assert result["agencies"]["east"]["releases"] == []
-    assert "the ledger is behind: others have seen entry" in (town.folders["east"] / "log" / "node.log").read_text()
+    assert (
+        "the ledger is behind: others have seen entry"
+        in (town.folders["east"] / "log" / "node.log").read_text()
+    )
     assert Head(*json.loads(town.heads().read_text())["east"]).seq > before.seq, "still known"
     again = town.run()
     assert refused(again) == {"east": "LEDGER"}, "it does not wear off"

@@ -1,9 +1,16 @@
 """A hosted federation: what a bundle cannot do, what a round costs, and who may not start twice."""
 
+import json
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from flwr.supernode import node_auth_http_interceptor
 from hosted import CANARY, Federation, Run, hosted
+
+from clients.flower.link import Link, LinkError
+from clients.keys import make_node_key, node_key
 
 NAMES = ("clinic", "north", "south")
 pytestmark = [pytest.mark.deployed, pytest.mark.timeout(600)]
@@ -58,3 +65,57 @@ def test_nothing_of_a_record_is_outside_the_agencies(federation: Federation, fin
         if path.is_file() and not path.is_symlink() and CANARY.encode() in path.read_bytes()
     ]
     assert sorted(holders) == [f"nodes/{name}/people.csv" for name in sorted(NAMES)]
+
+
+@pytest.mark.parametrize("seconds", [-400, 60], ids=["slow", "fast"])
+def test_a_wrong_clock_is_one_sentence_and_a_right_one_connects(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """Flower takes a signature that is up to 5 s early and 305 s late, and says no more than 401."""
+    make_node_key(tmp_path)
+    federation.host.enrol(f"clock-{abs(seconds)}", tmp_path / "node.pub")
+    link = Link(federation.host.address, node_key(tmp_path), certificate=federation.host.ca, insecure=False)
+    now = node_auth_http_interceptor.now
+    with link.connected():
+        assert link.pull() is None
+    wrong = timedelta(seconds=seconds)
+    monkeypatch.setattr(node_auth_http_interceptor, "now", lambda: now() + wrong)
+    with pytest.raises(LinkError, match="this machine's clock is wrong") as refused, link.connected():
+        pass
+    assert not refused.value.is_open
+    link.close()
+
+
+def test_a_stranger_with_the_certificate_and_a_key_of_his_own_is_not_let_in(
+    federation: Federation, tmp_path: Path
+) -> None:
+    make_node_key(tmp_path)
+    link = Link(federation.host.address, node_key(tmp_path), certificate=federation.host.ca, insecure=False)
+    with pytest.raises(LinkError, match="its key is not enrolled there"), link.connected():
+        pass
+    link.close()
+
+
+def test_another_ca_is_one_sentence(federation: Federation, tmp_path: Path) -> None:
+    make_node_key(tmp_path)
+    system = Link(federation.host.address, node_key(tmp_path), certificate=None, insecure=False)
+    with pytest.raises(LinkError, match="shows a certificate that does not check"), system.connected():
+        pass
+    system.close()
+
+
+def test_a_node_stops_after_its_order_and_its_journal_and_ledger_hold(
+    federation: Federation, finished: Run
+) -> None:
+    """The last test of the module: it ends the nodes."""
+    assert finished.folder.is_dir()
+    for agency in federation.agencies.values():
+        assert agency.stop() == 0
+        for command in ("ledger", "log"):
+            done = agency.command(command, str(agency.folder), "--verify")
+            assert done.returncode == 0, done.stderr
+        kinds = [
+            line["kind"] for line in json.loads(agency.command("log", str(agency.folder), "--json").stdout)
+        ]
+        assert (kinds[0], kinds[-1]) == ("started", "stopped")
+        assert kinds.count("released") == 5

@@ -25,6 +25,7 @@ from models import quantiles, risk
 from models.features import layout
 from models.quantiles import CELLS, SENSITIVITY, STEPS
 from models.scores import default_edges
+from models.spec import ModelSpec
 
 SIGMAS = [0.001, 0.3, 1.0, 1.2, 5.0, 7.667, 31.9, 32.0, 400.0]
 LARGEST = 2.0**26  # of counts; of sums, the same number of steps
@@ -43,7 +44,7 @@ def a_table(sigma: float, stream: Stream, people: int = 300) -> np.ndarray:
     rng = np.random.default_rng(5)
     x = torch.from_numpy(rng.normal(size=(people, 4)).astype(np.float32))
     y = torch.from_numpy(rng.integers(0, 2, people).astype(np.float32))
-    module = risk.build(risk.ModelSpec("logistic"), 4)
+    module = risk.build(ModelSpec("logistic"), 4)
     of = {"edges": default_edges(), "n_groups": 2}
     return noised_table(module, x, y, rng.integers(0, 2, people), sigma=sigma, stream=stream, **of)  # type: ignore[arg-type]
 

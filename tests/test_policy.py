@@ -26,6 +26,7 @@ from federation.privacy import epsilon
 from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
 from models.contract import Contract
 from models.features import layout
+from models.spec import ModelSpec
 
 POLICY = permits(budget={"life": 20.0, "delta": 1e-5})
 LAWFUL = {"legal_basis": "made up for a test"}
@@ -80,7 +81,7 @@ def zero_weights() -> protocol.Weights:
     from models import risk
 
     features = len(layout(Contract.from_dict(CONTRACT)).names)
-    return risk.weights_of(risk.build(risk.ModelSpec("logistic"), features))
+    return risk.weights_of(risk.build(ModelSpec("logistic"), features))
 
 
 def privacy(**changes: object) -> Change:

@@ -76,6 +76,19 @@ def compare_page(folder: Path) -> str:
 # ---- the page by itself ----
 
 
+def test_who_left_is_said_with_what_of_it_is_in_the_model() -> None:
+    left = {"agency": "police", "at": "2026-11-25T10:00:00+00:00", "round": 7, "back": None}
+    for entry, says in [
+        (left | {"run_id": "run-1"}, "trained with it before round 7, and without it from then on"),
+        (left | {"run_id": "another"}, "this model was trained without it"),
+        (left | {"run_id": "another", "back": "2026-12-01T09:00:00+00:00"}, "it came back on 2026-12-01"),
+    ]:
+        said = " ".join(render_report(fake_result() | {"run_id": "run-1", "departures": [entry]}).split())
+        assert "police left the federation on 2026-11-25" in said
+        assert says in said
+        assert "stays released" in said
+
+
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     for page in (PAGE, compare_page(tmp_path), render_report(fake_result(private=False))):
         outline = Outline(page)

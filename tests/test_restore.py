@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import stat
 import subprocess
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from clients.node import open_node
 from clients.scoring.access import AccessLog
 from federation.plan import TrainPlan
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 PARTS = ("ledger", "journal", "approvals", "keys", "policy")
 MakeTown = Callable[..., Town]
 
@@ -381,10 +385,37 @@ def test_a_withdrawal_after_the_copy_must_be_said_again(fit: Path, plan: TrainPl
     assert Approvals(fit.parent / "copy").standing() == {}
 
 
+def test_the_drill_of_the_page_runs_as_it_stands_there(fit: Path, plan: TrainPlan) -> None:
+    """Each line, with the folders of this test: none fails, and the node is as it was."""
+    (fit / "north.csv").rename(fit / "people.csv")
+    (fit / "node.toml").write_text(tomli_w.dumps(NODE | {"table": "people.csv"}))
+    worked(fit, plan)
+    before = state(fit)
+    page = (DOCS / "restore.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in (
+        block.replace("/var/lib/fedrisk/node", str(fit)).replace("/media/safe", str(fit.parent)).splitlines()
+    ):
+        if line.startswith("fedrisk-node "):
+            done = node(*shlex.split(line)[1:])
+            assert done.code == 0, (line, done.out, done.err)
+        else:
+            subprocess.run(["bash", "-ec", line], check=True)
+    assert not (fit.parent / "drill").exists()
+    assert state(fit) == before
+
+
+def test_the_page_quotes_what_the_node_says() -> None:
+    page = " ".join((DOCS / "restore.md").read_text().split())
+    source = (DOCS.parent / "clients" / "node.py").read_text()
+    said = "".join(re.findall(r'f?"(.*)"', source.partition("Reason.LEDGER,")[2].partition(")")[0]))
+    assert said.replace("{seen.seq}", "212") in page
+
+
 def test_the_page_names_the_files_that_are_copied() -> None:
     from clients import backup
 
-    page = (Path(__file__).resolve().parent.parent / "docs" / "restore.md").read_text()
+    page = (DOCS / "restore.md").read_text()
     for name in (*backup.DATABASES, *backup.FILES, SUMS, "draws/", "masks/", "log/journal.jsonl"):
         assert f"`{name}`" in page, name
 
@@ -397,8 +428,6 @@ def closed() -> Any:
 
 
 def test_a_copy_of_a_node_with_a_line_takes_its_ca_and_release_along(fit: Path) -> None:
-    import tomllib
-
     facts = tomllib.loads((fit / "node.toml").read_text())
     facts |= {
         "superlink": {"address": "h:1", "certificate": "ca.crt"},

@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from models.risk import ARCHITECTURES, ModelSpec, build, input_weight, load_weights, weights_of
+from models.risk import ARCHITECTURES, build, input_weight, load_weights, weights_of
+from models.spec import ModelSpec
 
 SPECS = {
     "logistic": ModelSpec("logistic"),

@@ -45,8 +45,8 @@ from models import risk
 from models.calibration import recalibration, recalibration_of
 from models.contract import Contract, ContractError
 from models.features import encode, layout
-from models.risk import ModelSpec
 from models.scores import default_edges, tally
+from models.spec import ModelSpec
 
 CANARY = "CANARY-7731"
 app = typer.Typer(pretty_exceptions_enable=False)

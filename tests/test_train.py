@@ -25,7 +25,8 @@ from clients.train import (
     simulated_sampling,
 )
 from federation.plan import SUM_SLACK, LocalPlan, PrivacyPlan
-from models.risk import Block, ModelSpec, Stack, build, weights_of
+from models.risk import Block, Stack, build, weights_of
+from models.spec import ModelSpec
 
 D = 5
 SPECS = {

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from clients import service
 from clients.app import make_app
 from clients.flower import frames
 from clients.flower.envelope import Answer, BadEnvelope, Task, open_task, seal
+from clients.flower.link import FLOWER
 from clients.folder import NodeError, SuperLinkFile, WorkerRules, file_log
 from clients.node import open_node
 from clients.worker import Worker
@@ -71,6 +73,17 @@ def reply_of(answer: Answer | None) -> Reply:
 
 def ready(plan: TrainPlan) -> Task:
     return task_of(wire.pack_ready_order(plan, 1))
+
+
+def test_flowers_private_apis_are_those_of_one_release() -> None:
+    """Another release of Flower needs clients/flower/ and federation/server/waiting.py to be read again."""
+    assert version("flwr") == FLOWER
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+    from federation.server import waiting
+
+    waiting.wait_briefly()
+    assert pull_objects.__kwdefaults__["initial_backoff"] == waiting.FIRST_WAIT
 
 
 # --- frames ---------------------------------------------------------------------------------------------

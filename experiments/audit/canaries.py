@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as logistic_los
 
 from experiments.audit.mechanisms import CLIPPING, FloatArray, Mechanism, People
 from models import risk
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 QUIET, LOUD = 1.0, 1000.0  # raw gradient norm / C
 

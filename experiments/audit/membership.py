@@ -22,7 +22,7 @@ from experiments.audit.bounds import greatest_auc
 from experiments.audit.mechanisms import FloatArray, seeded_noise, seeded_sampling
 from federation.plan import LocalPlan, PrivacyPlan
 from models import risk
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 FEWEST = 20  # members and others of a group, below which nothing is said
 FALSE_POSITIVES = 0.01

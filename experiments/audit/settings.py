@@ -12,7 +12,7 @@ from experiments.audit.canaries import LOUD, QUIET, Canaries, bystanders, plant,
 from experiments.audit.mechanisms import Local, Mechanism, Shared, local_plan, shared_plan
 from experiments.audit.tables import TableSetting, as_it_is, audit_table, behind_masks
 from federation.privacy import epsilon
-from models.risk import ModelSpec
+from models.spec import ModelSpec
 
 MODELS = {"logistic": ModelSpec("logistic"), "mlp": ModelSpec("mlp", (16,))}
 MechanismName = Literal["local", "shared"]

@@ -17,8 +17,8 @@ from experiments.audit.mechanisms import FloatArray, seeded_share, stream_seed
 from federation.masks import to_grid
 from federation.plan import SharedNoise
 from models import risk
-from models.risk import ModelSpec
 from models.scores import default_edges
+from models.spec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from clients.randomness import Stream, gaussian
 from clients.train import Noise, dp_fit, simulated_noise, simulated_sampling
 from federation.protocol import LocalPlan, PrivacyPlan
-from models.risk import ModelSpec, build
+from models.risk import build
+from models.spec import ModelSpec
 
 FEATURES = 60
 LEARNING_RATE = 0.1

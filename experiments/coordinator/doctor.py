@@ -25,13 +25,13 @@ from experiments.coordinator.service import (
 )
 from federation import installed
 
+PROTOBUF = {"content-type": "application/protobuf"}
 LEAST_DISK = 2 * 2**30
 SECRETS = (
     "tls/ca.key",
     "tls/loopback.key",
     "tls/server.key",
     "superexec.secret",
-    "superlink.db",
 )
 PROBES = (  # (method, path, what must come back through the proxy)
     ("POST", "/v1/control/start-run", 404),
@@ -60,7 +60,7 @@ def examine(folder: Folder) -> list[Finding]:
     settings = folder.settings()
     running = folder.running() is not None and folder.connection.is_file()
     found = [_versions(), _permissions(folder), _disk(folder), _telemetry(folder)]
-    if not settings.insecure:
+    if not settings.insecure and settings.proxy == "nginx":
         found += [_nginx(), *_certificate(folder, settings)]
     found.append(_running(folder, settings, running))
     if running and not settings.insecure:
@@ -84,11 +84,7 @@ def _versions() -> Finding:
 
 def _permissions(folder: Folder) -> Finding:
     paths = [folder.path, *(folder.at(name) for name in SECRETS if folder.at(name).exists())]
-    open_ones = [
-        path
-        for path in paths
-        if stat.S_IMODE(path.stat().st_mode) & 0o077 and path != folder.at("superlink.db")
-    ]
+    open_ones = [path for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
     foreign = [path for path in paths if path.stat().st_uid != os.geteuid()]
     if open_ones:
         return Finding("permissions", False, f"others can read {open_ones[0]}: chmod go= {open_ones[0]}")
@@ -168,19 +164,20 @@ def _superlink(folder: Folder, *, insecure: bool = False) -> Finding:
 
 def _proxy(folder: Folder, settings: CoordinatorFile) -> Iterator[Finding]:
     """Asks the proxy as a stranger would; what it forwards beside the fleet paths is named."""
-    address = own_address(settings)
+    own = settings.proxy == "own"
+    address = settings.address if own else own_address(settings)
     try:
         context = ssl.create_default_context(cafile=_anchor(folder, settings))
-        context.check_hostname = False  # it is asked under the address that this machine has for it
+        context.check_hostname = own  # nginx is asked under the address that this machine has for it
         with httpx.Client(
             base_url=f"https://{address}", verify=context, timeout=10, trust_env=False
         ) as client:
-            given = [(*probe, client.request(probe[0], probe[1])) for probe in PROBES]
+            given = [(*probe, client.request(probe[0], probe[1], headers=PROTOBUF)) for probe in PROBES]
     except (httpx.HTTPError, OSError) as error:
         yield Finding(
             "proxy",
             False,
-            f"{address} does not answer ({type(error).__name__}): see {folder.at('log/nginx.log')}",
+            f"{address} does not answer ({type(error).__name__}): see {'its log' if own else folder.at('log/nginx.log')}",
         )
         return
     wrong = [

@@ -17,15 +17,16 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from federation.plan import Agreed, sentences
 
 NAME = "coordinator"  # the connection in flower/config.toml
 SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # `Slug` of the plans, which name agencies alike
 Port = Annotated[int, Field(ge=1, le=65535)]
+FreePort = Annotated[int, Field(ge=0, le=65535)]
 
 
 class CoordinatorError(ValueError):
@@ -38,14 +39,23 @@ class CoordinatorFile(Agreed):
     host: str  # the name or address that agencies connect to
     port: Port = 9092
     listen: str = "0.0.0.0"  # noqa: S104 - agencies must reach it; nginx is what listens
-    superlink_port: Annotated[int, Field(ge=0, le=65535)] = (
-        0  # on the loopback; 0: any free one at each start
+    proxy: Literal["nginx", "own"] = (
+        "nginx"  # own: another one forwards to superlink_port (docs/coordinator.md)
     )
+    superlink_port: FreePort = 0  # on the loopback; 0: any free one at each start
     certificate: str = "tls/server.crt"
     key: str = "tls/server.key"
     ca: str = "tls/ca.crt"  # what agencies check the certificate with; "": what their system trusts
     insecure: bool = False  # neither TLS nor proxy nor node authentication: on the loopback alone
     max_body_mb: Annotated[int, Field(ge=1, le=2048)] = 64  # of one request: the largest part of a reply
+
+    @model_validator(mode="after")
+    def known_to_its_proxy(self) -> Self:
+        if self.proxy == "own" and (self.superlink_port == 0 or self.insecure):
+            raise ValueError(
+                'proxy = "own" needs a superlink_port to forward to, and is not for insecure = true'
+            )
+        return self
 
     @property
     def address(self) -> str:

@@ -43,6 +43,7 @@ class Service:
     def __init__(self, folder: Folder, say: Say) -> None:
         self.folder, self.settings = folder, folder.settings()
         self._say = say
+        self._runs_nginx = not self.settings.insecure and self.settings.proxy == "nginx"
         self._stopping = threading.Event()
         self.log = _log(folder)
         self._port = self._superlink_port()
@@ -88,12 +89,12 @@ class Service:
             return False
         if not healthy(self.folder, self._port, insecure=self.settings.insecure):
             return False
-        return self.settings.insecure or answers(own_address(self.settings))
+        return not self._runs_nginx or answers(own_address(self.settings))
 
     def _make_children(self) -> list[Child]:
         superlink = self._child("superlink", self._superlink_command())
         superexec = self._child("superexec", self._superexec_command())
-        if self.settings.insecure:
+        if not self._runs_nginx:
             return [superlink, superexec]
         proxy.configure(self.folder, self.settings, self._port)
         proxy.check(self.folder)
@@ -125,7 +126,8 @@ class Service:
     def _superlink_port(self) -> int:
         if self.settings.insecure:
             return free(self.settings.listen, self.settings.port, "port")
-        free(self.settings.listen, self.settings.port, "port")
+        if self._runs_nginx:
+            free(self.settings.listen, self.settings.port, "port")
         return free("127.0.0.1", self.settings.superlink_port, "superlink_port")
 
     def _write_connection(self) -> None:
@@ -140,7 +142,7 @@ class Service:
             child.rotate()
         for name in ("proxy-access.log", "proxy-error.log"):
             rotate(self.folder.at(f"log/{name}"))
-        if self.settings.insecure:
+        if not self._runs_nginx:
             return
         if tls.renew(self.folder, self.settings.host, self.folder.at(self.settings.certificate)):
             self._tell("the server's certificate was signed again for another year")
@@ -182,7 +184,7 @@ def start(folder: Folder, say: Say) -> None:
             folder.at(name).mkdir(mode=0o700, exist_ok=True)
         folder.connection.unlink(missing_ok=True)  # of one that was killed
         serverapp.write_commands(folder.at("bin"))
-        if not settings.insecure:
+        if not settings.insecure and settings.proxy == "nginx":
             certificate = folder.at(settings.certificate)
             tls.renew(folder, settings.host, certificate)
             ca = folder.at(settings.ca) if settings.ca else None

@@ -98,6 +98,7 @@ STATUS = {
     "not yet": "had not approved the plan in time",
     "closed": "was outside its working hours",
     "busy": "looked at no new plan, after many refusals",
+    "left": "left the federation",
     "late": "did not answer in time",
     "rejected": "its reply could not be used",
 }
@@ -112,6 +113,7 @@ REASONS = {
     "NOT_YET": "nobody there had approved the plan yet",
     "CLOSED": "it was outside its working hours",
     "BUSY": "it looked at no new plan, after many refusals",
+    "LEFT": "it has left the federation",
     "MALFORMED": "the order could not be read there",
     "UNAVAILABLE": "it could not take part, for a reason that stays with it",
     "INTERNAL": "something failed there; its own log says what",
@@ -656,6 +658,8 @@ def _events(result: Json) -> dict[str, Any]:
     happened: dict[tuple[str, str], list[int]] = {}
     for record in rounds:
         number = record.get("round", 0)
+        for name in record.get("joined") or ():
+            happened.setdefault((name, "joined the run, after others had begun"), []).append(number)
         for name in record.get("late") or ():
             happened.setdefault((name, "was late; the round went on without it"), []).append(number)
         for name, reason in (record.get("refused") or {}).items():
@@ -672,7 +676,23 @@ def _events(result: Json) -> dict[str, Any]:
         "total": _duration(sum(seconds)) if seconds else "",
         "median": _duration(median(seconds)) if seconds else "",
         "incidents": [(name, words, _numbers(at)) for (name, words), at in sorted(happened.items())],
+        "departures": [
+            _departure(entry, str(result.get("run_id"))) for entry in result.get("departures") or ()
+        ],
     }
+
+
+def _departure(entry: Json, run_id: str) -> str:
+    """Since when an agency is gone, and what of it is in this model."""
+    name, day, round_ = str(entry["agency"]), str(entry["at"])[:10], int(entry["round"])
+    here = entry["run_id"] == run_id
+    if here and round_ > 1:
+        what = f"this model was trained with it before round {round_}, and without it from then on"
+    else:
+        what = "this model was trained without it"
+    if entry["back"] is not None:
+        what = f"it came back on {str(entry['back'])[:10]}"
+    return f"{name} left the federation on {day}; {what}. What it had released until then stays released."
 
 
 def _numbers(rounds: Sequence[int]) -> str:
@@ -714,7 +734,9 @@ def _robustness(facts: Json) -> str:
     if facts.get("thin_blocks"):
         left = facts.get("thin_blocks_are") == "leave"
         what = "nothing was learned from" if left else "it does not hold for"
-        words.append(f"{what} the columns of {_join(facts['thin_blocks'])}, which too few agencies hold for that")
+        words.append(
+            f"{what} the columns of {_join(facts['thin_blocks'])}, which too few agencies hold for that"
+        )
     return "; ".join(words) if facts else _given(None)
 
 

@@ -17,8 +17,8 @@ from federation.plan import TrainPlan
 from federation.scorecard import Band, Measure, Rate, RecalibrationMap, ScoreCard
 from federation.server.masked import noise_variance
 from models.calibration import recalibration
-from models.risk import ModelSpec
 from models.scores import Estimate, ScoreTable, base_rate, people
+from models.spec import ModelSpec
 
 CUTS = (
     0.5,
