@@ -237,3 +237,25 @@ def test_a_killed_node_ends_with_one_charge_for_the_one_reply_that_left(
     node = open_node(home)
     assert charges(node) == [order.order_id] * 2, "a table and the training, once"
     assert not list((home / "draws").glob("*.key"))
+
+
+def test_a_full_disk_at_the_ledger_leaves_nothing_and_the_order_can_come_again(
+    home: Path, order: RoundOrder
+) -> None:
+    node = open_node(home)
+    before = node.ledger.head
+    (pages,) = node.ledger._db.execute("PRAGMA page_count").fetchone()
+    node.ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    replies = [ask(node, replace(order, round=number)) for number in range(1, 40)]
+    refused = [reply for reply in replies if not isinstance(reply, RoundReply)]
+    assert refused, "the ledger's file had room for everything"
+    assert {reply.reason for reply in refused} == {"UNAVAILABLE"}
+    assert len(charges(node)) == 2 * (len(replies) - len(refused)), (
+        "what left is charged, and nothing else is"
+    )
+    node.ledger._db.execute("PRAGMA max_page_count = 1000000")
+    last = replace(order, round=39)
+    assert isinstance(ask(node, last), RoundReply)
+    assert charges(node)[-2:] == [last.order_id] * 2
+    assert node.ledger.head[0] > before[0]
+    node.ledger.verify()

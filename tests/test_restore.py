@@ -22,17 +22,20 @@ from test_heads import LOCAL, SHARED, Town, refused
 from test_node_cli import node
 from test_policy import ask, orders
 
-from clients import journal
+from clients import backup, journal
 from clients.approvals import Approvals
 from clients.backup import SUMS, back_up
 from clients.doctor import examine
 from clients.folder import NodeError
+from clients.journal import Journal
+from clients.journal_lines import Ordered
 from clients.keys import make_node_key, secret
-from clients.ledger import Ledger
+from clients.ledger import Ledger, PlanFacts
 from clients.ledger_copy import read_only
 from clients.node import open_node
 from clients.scoring.access import AccessLog
 from federation.plan import TrainPlan
+from federation.release import Release
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PARTS = ("ledger", "journal", "approvals", "keys", "policy")
@@ -189,6 +192,34 @@ def test_a_copy_between_a_charge_and_its_release_holds(
         holds(copy)
         (last, *_) = reversed(journal.read(copy))
         assert last.kind == "ordered"
+
+
+def test_an_order_that_comes_between_two_files_waits_for_the_copy(
+    fit: Path, plan: TrainPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is copied, the ledger not yet: were the order not to wait, its charge would be without a line."""
+    worked(fit, plan)
+    real, late = backup._copy_database, []
+
+    def order() -> None:
+        Journal(fit).write(Ordered(order="round", order_id="late/1"))
+        with Ledger(fit / "ledger.db", budget=None, scope="lifetime", people="north/people") as ledger:
+            facts = PlanFacts("b" * 64, "late", "small", "early-warning")
+            ledger.charge(facts, "late/1", [Release("train", "train", 1.0, 0.1, 1)])
+
+    def copy(source: Path, target: Path) -> None:
+        if source.name == "ledger.db":
+            late.append(threading.Thread(target=order))
+            late[0].start()
+            late[0].join(timeout=0.5)
+        real(source, target)
+
+    monkeypatch.setattr(backup, "_copy_database", copy)
+    back_up(fit, fit.parent / "copy")
+    late[0].join(timeout=10)
+    holds(fit.parent / "copy")
+    with Ledger(fit / "ledger.db", budget=None, scope="lifetime", people="north/people") as ledger:
+        assert ledger.charged("late/1"), "it was only made to wait"
 
 
 def test_copies_while_a_federation_works_all_hold(make_town: MakeTown) -> None:
@@ -413,8 +444,6 @@ def test_the_page_quotes_what_the_node_says() -> None:
 
 
 def test_the_page_names_the_files_that_are_copied() -> None:
-    from clients import backup
-
     page = (DOCS / "restore.md").read_text()
     for name in (*backup.DATABASES, *backup.FILES, SUMS, "draws/", "masks/", "log/journal.jsonl"):
         assert f"`{name}`" in page, name
