@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test lint check bench soak release lock clean
+.PHONY: help setup demo test faults servers lint check bench soak release lock clean
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -26,7 +26,14 @@ demo: $(STAMP)   ## train privately across five synthetic agencies and show what
 	@$(BIN)/fedrisk run experiment=demo
 
 test: $(STAMP)   ## run the tests, on two cores
-	@$(BIN)/python -m pytest $(PARALLEL)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not long"
+
+faults: $(STAMP) ## run the long tests: killed processes, cut networks, a host that reboots
+	@$(BIN)/python -m pytest $(PARALLEL) -m long
+
+servers:         ## install nginx and PostgreSQL where they are missing (Debian, as root): some tests skip without
+	@command -v nginx >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light postgresql >/dev/null; }
 
 lint: $(STAMP)   ## check format, style and strict types
 	@$(BIN)/ruff format --check .

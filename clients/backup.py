@@ -142,7 +142,7 @@ def _copy_database(source: Path, target: Path) -> None:
             ) as old,
             contextlib.closing(sqlite3.connect(target)) as new,
         ):
-            target.write_bytes(source.read_bytes())
+            old.backup(new)
     except sqlite3.Error as error:
         raise NodeError(
             f"{source} cannot be copied ({type(error).__name__}): see to the disk, then try again"

@@ -68,6 +68,13 @@ class Started(Line):
     code_sha256: Sha256
 
 
+class Rules(Line):
+    """The process that answers orders began with these rules, which nobody else sees: they are what decided from here on."""
+
+    policy_sha256: Sha256
+    contract_sha256: Sha256
+
+
 class Stopped(Line):
     """The node was stopped: after the order in hand (`asked`), or at once (`now`)."""
 
@@ -102,7 +109,19 @@ class Repaired(Line):
 
 KINDS: dict[str, type[Line]] = {
     kind.__name__.lower(): kind
-    for kind in (Ordered, Accepted, Refused, Released, Started, Stopped, Left, Approved, Withdrawn, Repaired)
+    for kind in (
+        Ordered,
+        Accepted,
+        Refused,
+        Released,
+        Started,
+        Rules,
+        Stopped,
+        Left,
+        Approved,
+        Withdrawn,
+        Repaired,
+    )
 }
 
 

@@ -7,6 +7,7 @@ makes; a bundle itself never reaches this machine.
     python -m clients.worker FOLDER        (started by `fedrisk-node start`, of no use by hand)
 """
 
+import hashlib
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ from clients.data import DataError
 from clients.flower import frames
 from clients.flower.envelope import Answer, BadEnvelope, Task, open_task, seal
 from clients.folder import NodeError, read_node_file
+from clients.journal_lines import Rules
 from clients.ledger import LedgerError
 from clients.node import open_node
 from clients.recorder import Recorder
@@ -40,6 +42,9 @@ class Worker:
         self.node = open_node(folder)
         self._app: ClientApp = make_app(lambda _: self.node)
         self._stamps = stamps(folder)
+        policy = hashlib.sha256((folder / "policy.toml").read_bytes()).hexdigest()
+        rules = Rules(policy_sha256=policy, contract_sha256=self.node.contract.sha256)
+        self.node.journal.write(rules)
         self._read_at = time.monotonic()
 
     def changed(self) -> str | None:

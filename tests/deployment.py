@@ -1,4 +1,4 @@
-"""A real Flower deployment on this machine's loopback: one SuperLink and a SuperNode for each agency.
+"""Processes of a stock Flower deployment on this machine's loopback, for tests that play an attacker with one.
 
 Every process has its own Flower home under the folder given, binds to 127.0.0.1, logs to a file, fetches
 nothing, and is gone when the block ends, whatever happened in it.
@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,25 +78,6 @@ class Deployment:
             *(node / "log" / "node.log" for node in self.nodes.values()),
         ]
         return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files if file.exists())
-
-
-@contextlib.contextmanager
-def deployed(folder: Path, nodes: Mapping[str, Path]) -> Iterator[Deployment]:
-    """A SuperLink with a SuperNode for each node folder, for the length of the block."""
-    port, *node_ports = free_ports(1 + len(nodes))
-    deployment = Deployment(folder, f"127.0.0.1:{port}", nodes)
-    know_superlink(folder / "submitter", NAME, deployment.address)
-    try:
-        command = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
-        start(deployment, "superlink", [*command, "--host", "127.0.0.1", "--port", str(port)])
-        deployment.wait(lambda: healthy(deployment.address), START_SECONDS, "the SuperLink's start")
-        for (name, node), node_port in zip(nodes.items(), node_ports, strict=True):
-            command = ["flower-supernode", "--insecure", "--superlink", deployment.address]
-            command += ["--host", "127.0.0.1", "--port", str(node_port)]
-            start(deployment, name, [*command, "--node-config", f'node-dir="{node}"'])
-        yield deployment
-    finally:
-        stop(deployment.processes.values())
 
 
 def start(deployment: Deployment, name: str, command: Sequence[str]) -> None:

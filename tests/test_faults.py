@@ -17,7 +17,7 @@ from hosted import Federation, change, hosted
 
 NAMES = ("clinic", "north", "south")
 SLOW = "clinic"  # whose worker is stopped while it has an order
-pytestmark = [pytest.mark.deployed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deployed, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,19 @@
 """A hosted federation: what a bundle cannot do, what a round costs, and who may not start twice."""
 
 import json
+import re
+import stat
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from flwr.supernode import node_auth_http_interceptor
-from hosted import CANARY, Federation, Run, hosted
+from hosted import CANARY, SETTINGS, Federation, Run, hosted
 
 from clients.flower.link import Link, LinkError
 from clients.keys import make_node_key, node_key
+from federation.release import SharedRelease
 
 NAMES = ("clinic", "north", "south")
 pytestmark = [pytest.mark.deployed, pytest.mark.timeout(600)]
@@ -33,7 +36,9 @@ def finished(federation: Federation) -> Run:
 def test_three_agencies_finish_and_each_ledger_holds_what_left(federation: Federation, finished: Run) -> None:
     result = finished.result
     assert [record["replied"] for record in result["rounds"]] == [list(NAMES)] * 4
+    assert (result["engine"], result["simulation"]) == ("superlink", False)
     assert result["privacy"]["ledger"] == "lifetime"
+    assert (finished.folder / "model" / "model.safetensors").exists()
     federation.must_have_charged_what_left(finished)
     for agency in federation.agencies.values():
         assert len(agency.charges()) == 4 + 2, "four trainings, a table at the checkpoint, one at the end"
@@ -44,6 +49,57 @@ def test_a_run_pays_for_imports_once(federation: Federation, finished: Run) -> N
     for agency in federation.agencies.values():
         assert "a new worker" not in agency.log()
         assert agency.worker is not None
+
+
+def test_a_plan_without_privacy_is_refused_and_the_run_fails(federation: Federation, finished: Run) -> None:
+    before = {name: agency.charges() for name, agency in federation.agencies.items()}
+    run = federation.submit("privacy=none", "rounds=1")
+    assert federation.until_it_ends(run) == "finished:failed"
+    log = (run.folder / "run.log").read_text()
+    assert "RunError: fewer agencies took part" in log
+    assert all(f"{name} (refused: PRIVACY)" in log for name in NAMES)
+    assert not (run.folder / "result.json").exists()
+    assert {name: agency.charges() for name, agency in federation.agencies.items()} == before
+    for agency in federation.agencies.values():
+        assert "refused, PRIVACY: simulation: a plan without privacy" in agency.log()
+
+
+def test_three_agencies_share_their_noise(federation: Federation, finished: Run) -> None:
+    """One set-up of keys for the run; three messages a round; nobody knows one agency's table."""
+    before = {name: len(agency.charges()) for name, agency in federation.agencies.items()}
+    shared = ["strategy=dp_fedsgd", "privacy=shared", "privacy.dropouts=0", "rounds=3"]
+    run = federation.submit(*shared, "evaluation.checkpoints=0")
+    assert federation.until_it_ends(run) == "finished:completed", federation.logs()
+    result = run.result
+    assert [(record["void"], record["replied"]) for record in result["rounds"]] == [(None, list(NAMES))] * 3
+    assert result["final"]["metrics"]["agencies"] == {}, "nobody knows one agency's table"
+    assert result["privacy"]["shared"]["honest"] == 2
+    for name, agency in federation.agencies.items():
+        released = [event for _, event in agency.charges()[before[name] :]]
+        assert [type(event) for event in released] == [SharedRelease] * 4
+        assert not list((agency.folder / "masks").iterdir()), "the secrets went with the last draw"
+
+
+def test_a_statistic_is_taken(federation: Federation, finished: Run) -> None:
+    words = ["stats", "age", "--epsilon", "2", "--superlink", str(federation.host.folder), *SETTINGS]
+    done = federation.host.fedrisk(*words, "min_agencies=3", cwd=federation.root)
+    assert done.returncode == 0, done.stderr
+    path = Path(re.search(r"result +(\S+stats.json)", done.stdout)[1])  # type: ignore[index]
+    federation.wait(path.exists, 120, "the statistic")
+    found = json.loads(path.read_text())
+    assert {facts["status"] for facts in found["agencies"].values()} == {"counted"}
+    assert found["people"]["value"] == pytest.approx(900, abs=60)
+    assert CANARY not in json.dumps(found)
+
+
+def test_a_node_keeps_its_secrets_to_itself(federation: Federation, finished: Run) -> None:
+    """By mode; and each deals its people with a secret of its own."""
+    for agency in federation.agencies.values():
+        files = [agency.folder / f"{name}.key" for name in ("node", "split", "signing")]
+        files += list((agency.folder / "draws").iterdir())
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    splits = {(agency.folder / "split.key").read_bytes() for agency in federation.agencies.values()}
+    assert len(splits) == len(NAMES)
 
 
 def test_the_second_node_on_a_folder_refuses(federation: Federation) -> None:
@@ -118,4 +174,4 @@ def test_a_node_stops_after_its_order_and_its_journal_and_ledger_hold(
             line["kind"] for line in json.loads(agency.command("log", str(agency.folder), "--json").stdout)
         ]
         assert (kinds[0], kinds[-1]) == ("started", "stopped")
-        assert kinds.count("released") == 5
+        assert kinds.count("released") == 5 + 4 + 1, "a run, a masked run, a statistic"

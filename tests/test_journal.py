@@ -214,6 +214,7 @@ def test_no_kind_of_line_has_a_field_for_anything_of_a_record() -> None:
     expected = {"ordered": of_order | {"experiment", "purpose", "round"}, "accepted": of_order}
     expected |= {"refused": of_order | {"reason", "rule", "sentence"}}
     expected |= {"released": of_order | {"released", "steps", "ledger_seq", "ledger_sha256"}}
+    expected |= {"rules": {"policy_sha256", "contract_sha256"}}
     expected |= {"started": {"version", "code_sha256"}, "stopped": {"how"}, "repaired": {"cut_off"}}
     expected |= {"approved": {"plan_sha256", "by"}, "withdrawn": {"plan_sha256", "by"}, "left": {"by"}}
     assert fields == {f"{kind}.{name}" for kind, names in expected.items() for name in names}

@@ -289,7 +289,6 @@ def test_tls_1_2_is_taken_and_older_is_not(tmp_path: Path, ca: Ca) -> None:
         assert there.asked == []
 
 
-@pytest.mark.xfail(strict=True, reason="Flower's HTTP client follows redirects: docs/threat-model.md says so")
 def test_a_redirect_sends_the_node_nowhere_else(tmp_path: Path, ca: Ca) -> None:
     with (
         superlink(ca.server(tmp_path)) as other,

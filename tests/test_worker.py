@@ -1,5 +1,6 @@
 """The two processes of a node: frames between them, what restarts the worker, and orders that are none."""
 
+import hashlib
 import io
 import os
 import signal
@@ -23,6 +24,7 @@ from clients.flower import frames
 from clients.flower.envelope import Answer, BadEnvelope, Task, open_task, seal
 from clients.flower.link import FLOWER
 from clients.folder import NodeError, SuperLinkFile, WorkerRules, file_log
+from clients.journal import read
 from clients.node import open_node
 from clients.worker import Worker
 from federation import installed, wire
@@ -242,6 +244,10 @@ def test_a_worker_ends_after_its_orders_and_when_it_is_killed_and_when_a_file_ch
     (said.home / "policy.toml").write_text(change)
     assert reply_of(said.worker.ask(ready(plan))) == Refusal("north", Reason.MODEL)
     assert "a new worker: policy.toml changed" in said.log
+    rules = [record.facts["policy_sha256"] for record in read(said.home) if record.kind == "rules"]
+    assert len(rules) == 4
+    assert len(set(rules)) == 2, "which rules were in force when is in the log"
+    assert rules[-1] == hashlib.sha256((said.home / "policy.toml").read_bytes()).hexdigest()
     assert CANARY not in said.log + (said.home / "log" / "worker.log").read_text()
 
 

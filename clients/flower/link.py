@@ -90,6 +90,12 @@ class Link:
                     NodeAuthHttpInterceptor(key, key.public_key()),
                 ],
             )
+            self._client._client.follow_redirects = False  # the agency's firewall and we agreed to one address
+        except ImportError:
+            raise LinkError(
+                "ALL_PROXY or HTTPS_PROXY names a SOCKS proxy, which the node cannot use: name an HTTP proxy, or none",
+                is_open=False,
+            ) from None
         except (OSError, ssl.SSLError, UnicodeDecodeError):
             raise LinkError(
                 f"superlink.certificate: {certificate} is no readable PEM certificate: ask the coordinator for ca.crt",

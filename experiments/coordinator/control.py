@@ -77,7 +77,7 @@ def _read(path: Path, name: str) -> SuperLinkConnection:
     if not address or str(address).startswith(":"):  # ":local:" is a simulation that Flower starts itself
         raise NoSuchConnection(
             f"there is no SuperLink {name!r}: {path} needs a section [superlink.{name}] with its address, or name "
-            "the folder of a running coordinator (docs/deploying.md)"
+            "the folder of a running coordinator (docs/coordinator.md)"
         )
     try:
         keys = ("address", "root-certificates", "insecure", "federation")
