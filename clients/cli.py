@@ -66,9 +66,9 @@ def init(
 
     Example: fedrisk-node init node --name police --kind police --superlink fedrisk.example.org:9092 --certificate ca.crt
     """
-    from clients import screen
-    from clients.setup import Wanted
-    from clients.setup import init as make
+    from clients.desk import screen
+    from clients.desk.setup import Wanted
+    from clients.desk.setup import init as make
 
     wanted = Wanted(name, kind, public_size, superlink, certificate, contract)
     made = guarded(lambda: make(folder, wanted))
@@ -90,8 +90,8 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from clients import screen
-    from clients.doctor import examine
+    from clients.desk import screen
+    from clients.desk.doctor import examine
 
     found = guarded(lambda: examine(folder, offline=offline))
     if as_json:
@@ -134,7 +134,7 @@ def stop(
 
     Examples: fedrisk-node stop node     fedrisk-node stop node --leave --by "A. Khan" --why "project ended"
     """
-    from clients import leaving
+    from clients.desk import leaving
 
     said = guarded(
         lambda: leaving.stop(
@@ -150,8 +150,8 @@ def ledger(folder: Folder = HERE, verify: Verify = False, as_json: AsJson = Fals
 
     Example: fedrisk-node ledger node --verify
     """
-    from clients import screen
-    from clients.statement import of_folder
+    from clients.desk import screen
+    from clients.desk.statement import of_folder
 
     found = guarded(lambda: of_folder(folder))
     if as_json:
@@ -174,8 +174,8 @@ def log(
 
     Examples: fedrisk-node log node --since 7d     fedrisk-node log node --csv > log.csv     fedrisk-node log node --verify
     """
-    from clients import screen
-    from clients.journal_read import checked, lines_since
+    from clients.desk import screen
+    from clients.desk.journal_read import checked, lines_since
 
     records = guarded(lambda: lines_since(folder, since))
     said = guarded(lambda: checked(folder)) if verify else ""
@@ -194,8 +194,8 @@ def policy_show(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
     Example: fedrisk-node policy show node
     """
-    from clients import screen
-    from clients.decisions import policy_lines
+    from clients.desk import screen
+    from clients.desk.decisions import policy_lines
 
     found = guarded(lambda: policy_lines(folder))
     if as_json:
@@ -210,8 +210,8 @@ def policy_check(plan: PlanArgument, folder: InFolder = HERE, as_json: AsJson = 
 
     Example: fedrisk-node policy check plan.json --folder node
     """
-    from clients import screen
-    from clients.decisions import check
+    from clients.desk import screen
+    from clients.desk.decisions import check
 
     found = guarded(lambda: check(folder, plan))
     if as_json:
@@ -229,8 +229,8 @@ def policy_asked(folder: Folder = HERE, as_json: AsJson = False) -> None:
     """
     import json
 
-    from clients import screen
-    from clients.decisions import waiting
+    from clients.desk import screen
+    from clients.desk.decisions import waiting
 
     found = guarded(lambda: waiting(folder))
     if as_json:
@@ -258,7 +258,7 @@ def withdraw(plan: PlanArgument, by: By, why: Why, folder: InFolder = HERE) -> N
 
 
 def _decide(folder: Path, plan: str, *, approve: bool, who: str, why: str) -> None:
-    from clients.decisions import decide
+    from clients.desk.decisions import decide
 
     done = guarded(lambda: decide(folder, plan, approve=approve, who=who, why=why))
     print(f"{done.action}  plan {done.plan_sha256}, by {done.who}")
@@ -270,12 +270,12 @@ for command in (score, review, access, papers, backup):  # they say their own se
 
 def guarded(act: Callable[[], Answer]) -> Answer:
     """Run `act`. A known problem is said in its sentences; of any other only its kind and place, never its text."""
-    from clients.data import DataError
     from clients.folder import NodeError
     from clients.journal import JournalError
     from clients.keys import KeyFileError
     from clients.ledger import LedgerError
     from clients.policy import PolicyError
+    from clients.records.data import DataError
     from federation.plan import Refused
 
     try:

@@ -44,7 +44,7 @@ class SuperLinkFile(Agreed):
 class ReleaseFile(Agreed):
     """`[release]`: the release that was agreed on. `fedrisk-node doctor` compares the installed code with it.
 
-    `manifest` is its signed JSON file (`clients.release`), `key` the publisher's Ed25519 public key in base64,
+    `manifest` is its signed JSON file (`clients.desk.release`), `key` the publisher's Ed25519 public key in base64,
     as it came to this agency by another way than the manifest.
     """
 
@@ -62,7 +62,7 @@ class WorkerRules(Agreed):
 class NodeFile(Agreed):
     """`node.toml`: who this agency is, where its contract is, and its declared public size.
 
-    `table` is the short form of a data.toml (`clients.sources.find_source`), for a simulation or a try-out.
+    `table` is the short form of a data.toml (`clients.records.sources.find_source`), for a simulation or a try-out.
 
     `dataset` names whose records the ledger is about: it outlives tables and experiments. `peers` are the
     other agencies' public keys (`python -m clients.keys`), needed for shared noise alone.

@@ -19,7 +19,6 @@ import torch
 
 from clients import keys, noise, randomness, rules
 from clients.approvals import Approvals, keep_asked
-from clients.data import DataError, Dataset, load, load_values
 from clients.draws import Draw, Draws, fresh_draw
 from clients.evaluate import noised_table, table_counts
 from clients.folder import (
@@ -38,7 +37,8 @@ from clients.masking import Masks
 from clients.policy import Policy, read_policy
 from clients.probing import Probing
 from clients.randomness import Stream
-from clients.sources import find_source
+from clients.records.data import DataError, Dataset, load, load_values
+from clients.records.sources import find_source
 from federation import masks, wire
 from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Terms, TrainPlan
 from federation.protocol import (

@@ -21,7 +21,6 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import make_app
-from clients.data import DataError
 from clients.flower import frames
 from clients.flower.envelope import Answer, BadEnvelope, Task, open_task, seal
 from clients.folder import NodeError, read_node_file
@@ -29,7 +28,8 @@ from clients.journal_lines import Rules
 from clients.ledger import LedgerError
 from clients.node import open_node
 from clients.recorder import Recorder
-from clients.sources import find_source, fingerprint
+from clients.records.data import DataError
+from clients.records.sources import find_source, fingerprint
 from federation import installed, wire
 from federation.protocol import ORDERS, Reason, Refusal
 

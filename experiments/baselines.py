@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.data import PART_NAMES, Part, PartName, load
+from clients.records.data import PART_NAMES, Part, PartName, load
 from experiments.agencies import Agency
 from federation.experiment import Experiment
 from federation.protocol import Weights
@@ -26,7 +26,7 @@ def read_people(
 ) -> dict[str, dict[PartName, Part]]:
     """The people of each agency that holds the label, as its node under `nodes`/NAME encodes and deals them.
 
-    `DataError` (clients.data) where a table does not fit the contract.
+    `DataError` (clients.records.data) where a table does not fit the contract.
     """
     contract, split = experiment.data_contract, experiment.settings.split
     fractions = {"train": 1 - split.tune - split.test, "tune": split.tune, "test": split.test}

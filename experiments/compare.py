@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.data import Part, PartName
+from clients.records.data import Part, PartName
 from experiments import baselines
 from experiments.agencies import Agency
 from experiments.baselines import People, Score

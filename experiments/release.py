@@ -4,7 +4,7 @@
     OUT/requirements.txt                     every package of a node, pinned and with its hashes
     OUT/wheelhouse/                          their wheels: pip install --no-index --find-links wheelhouse ...
     OUT/fedrisk-VERSION.cdx.json             the bill of materials (SBOM, CycloneDX)
-    OUT/fedrisk-VERSION.json, .json.sig      the manifest (`clients.release`) and its Ed25519 signature
+    OUT/fedrisk-VERSION.json, .json.sig      the manifest (`clients.desk.release`) and its Ed25519 signature
 
 The key file holds 32 bytes, mode 0600, and must lie outside the repository; it is made where there is none. With
 --no-wheelhouse nothing is downloaded, and requirements.txt has no hashes: for a test.
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from clients import release
+from clients.desk import release
 from clients.keys import write_secret
 from federation import installed
 

@@ -94,10 +94,13 @@ def test_only_clients_can_reach_a_record() -> None:
         found = {path for path, all_ in below.items() if any(f"{n}.".startswith(names) for n in all_)}
         return {path.relative_to(ROOT).as_posix() for path in found}
 
-    opening = {"clients/sources.py", "clients/sql.py"}
-    assert importing("pandas.", "pyarrow.") == opening | {"clients/cells.py", "clients/intake.py"}
-    assert importing("pyarrow.csv.", "pyarrow.parquet.", "pyarrow.dataset.") == {"clients/sources.py"}
-    assert importing("sqlalchemy.") == {"clients/sql.py", "clients/datafile.py"}, (
+    opening = {"clients/records/sources.py", "clients/records/sql.py"}
+    assert importing("pandas.", "pyarrow.") == opening | {
+        "clients/records/cells.py",
+        "clients/records/intake.py",
+    }
+    assert importing("pyarrow.csv.", "pyarrow.parquet.", "pyarrow.dataset.") == {"clients/records/sources.py"}
+    assert importing("sqlalchemy.") == {"clients/records/sql.py", "clients/records/datafile.py"}, (
         "datafile.py takes addresses apart"
     )
 

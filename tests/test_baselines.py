@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import MakeStudy
 
-from clients.data import Part
+from clients.records.data import Part
 from experiments import baselines
 from experiments.agencies import read_agencies
 from experiments.compare import Bench, open_bench, without_privacy

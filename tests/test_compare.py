@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import MakeStudy
 
-from clients.data import Part
+from clients.records.data import Part
 from experiments import compare
 from experiments.agencies import DataError
 from experiments.benchmarks import utility

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clients.data import DataError, load, read_table
+from clients.records.data import DataError, load, read_table
 from models.contract import Contract
 from models.features import encode
 

@@ -29,9 +29,9 @@ from cryptography.x509.oid import NameOID
 from hosted import hosted
 from test_policy import ask, orders
 
-from clients import doctor_folder, doctor_subject
 from clients.approvals import Approvals
-from clients.doctor import CHECKS, LINE, Finding, examine
+from clients.desk import doctor_folder, doctor_subject
+from clients.desk.doctor import CHECKS, LINE, Finding, examine
 from clients.journal import Journal
 from clients.journal_lines import Ordered, Stopped
 from clients.keys import make_node_key, secret
@@ -525,7 +525,7 @@ def test_one_bit_of_the_manifest_or_another_key_is_found(node: Path, made: tuple
     assert "cannot be read" in says(folder, "release").sentence
 
 
-ASK = "import sys; from pathlib import Path; from clients import doctor_folder; from clients.doctor_subject import Subject; print(*doctor_folder.release(Subject(Path(sys.argv[1]))))"
+ASK = "import sys; from pathlib import Path; from clients.desk import doctor_folder; from clients.desk.doctor_subject import Subject; print(*doctor_folder.release(Subject(Path(sys.argv[1]))))"
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "one byte", "one file more"])

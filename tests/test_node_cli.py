@@ -23,18 +23,19 @@ from test_doctor import Ca
 from test_policy import ask, orders
 from typer.testing import CliRunner
 
-from clients import journal, ledger_copy
+from clients import journal
 from clients.cli import app
+from clients.desk import ledger_copy
+from clients.desk.ledger_copy import read_only
+from clients.desk.policy_template import POLICY
+from clients.desk.setup_files import DATA, NODE
+from clients.desk.statement import DELTA, sentences, statement
 from clients.journal import Journal
 from clients.journal_lines import Stopped
 from clients.keys import node_key
 from clients.ledger import Ledger, LedgerError, PlanFacts
-from clients.ledger_copy import read_only
 from clients.node import open_node
 from clients.policy import Policy, read_policy
-from clients.policy_template import POLICY
-from clients.setup_files import DATA, NODE
-from clients.statement import DELTA, sentences, statement
 from federation.plan import TrainPlan
 from federation.release import Release
 
@@ -189,8 +190,8 @@ def test_the_commented_policy_shows_every_key_with_a_value_that_can_be_used() ->
 
 
 def test_the_other_commented_files_name_every_key() -> None:
-    from clients.datafile import DataFile, SourceSettings
     from clients.folder import NodeFile
+    from clients.records.datafile import DataFile, SourceSettings
 
     for key in NodeFile.model_fields:
         assert re.search(rf"^(# )?\[?{key}\b|{{{key}}}", NODE, re.MULTILINE) or key in ("dataset", "table"), (
@@ -413,8 +414,8 @@ def test_a_log_that_was_changed_or_a_ledger_that_went_back_is_told(folder: Path,
 
 
 def test_a_cell_of_the_export_is_no_formula(tmp_path: Path) -> None:
+    from clients.desk.screen import csv_of
     from clients.journal_lines import Approved
-    from clients.screen import csv_of
 
     Journal(tmp_path).write(Approved(plan_sha256="a" * 64, by='=HYPERLINK("http://x")'))
     (row,) = csv.DictReader(io.StringIO(csv_of(journal.read(tmp_path))))
@@ -426,7 +427,7 @@ SINCE: list[tuple[str, int]] = [("7d", 2), ("3h", 1), ("2026-11-01", 3), ("2026-
 
 @pytest.mark.parametrize(("since", "lines"), SINCE)
 def test_the_log_since_a_day_or_for_a_span(folder: Path, since: str, lines: int) -> None:
-    from clients.journal_read import lines_since
+    from clients.desk.journal_read import lines_since
 
     now = datetime(2026, 11, 16, 12, tzinfo=UTC)
     for ago in (timedelta(days=8), timedelta(days=6), timedelta(hours=1)):
@@ -582,7 +583,7 @@ def test_doctor_as_json_and_its_exit_code(folder: Path) -> None:
 def test_an_error_that_nobody_foresaw_says_where_and_not_what(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clients import statement as module
+    from clients.desk import statement as module
 
     def stumbles(_: object) -> None:
         raise TypeError("could not convert 'JOHN SMITH'")
@@ -596,7 +597,7 @@ def test_an_error_that_nobody_foresaw_says_where_and_not_what(
 def test_a_known_problem_of_the_ledger_is_told_in_its_own_words(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clients import statement as module
+    from clients.desk import statement as module
 
     def full(_: object) -> None:
         raise LedgerError("the disk is full")

@@ -242,7 +242,7 @@ def test_blanks_are_marked_counted_and_cannot_be_faked(folder: Path) -> None:
 def test_no_cell_and_no_count_is_in_any_paper_and_no_record_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clients.sources import FileSource
+    from clients.records.sources import FileSource
 
     monkeypatch.setattr(FileSource, "batches", lambda *_: pytest.fail("a record was read"))
     found = papers(folder)

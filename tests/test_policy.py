@@ -15,8 +15,9 @@ import yaml
 from conftest import CONTRACT, MakeStudy, people, permits, write_table
 from flwr.app import ConfigRecord, Message
 
-from clients import policy_words, rules
+from clients import rules
 from clients.app import make_app, node_from_config
+from clients.desk import policy_words
 from clients.node import Node, NodeError, open_node
 from clients.policy import Hours, Policy, PolicyError, read_policy
 from clients.rules import Situation, Verdict

@@ -22,16 +22,17 @@ from test_heads import LOCAL, SHARED, Town, refused
 from test_node_cli import node
 from test_policy import ask, orders
 
-from clients import backup, journal
+from clients import journal
 from clients.approvals import Approvals
-from clients.backup import SUMS, back_up
-from clients.doctor import examine
+from clients.desk import backup
+from clients.desk.backup import SUMS, back_up
+from clients.desk.doctor import examine
+from clients.desk.ledger_copy import read_only
 from clients.folder import NodeError
 from clients.journal import Journal
 from clients.journal_lines import Ordered
 from clients.keys import make_node_key, secret
 from clients.ledger import Ledger, PlanFacts
-from clients.ledger_copy import read_only
 from clients.node import open_node
 from clients.scoring.access import AccessLog
 from federation.plan import TrainPlan

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from postgres import MISSING, Server, postgres, programs
 from test_data import CANARY, FRACTIONS, KEY, refusal
 
-from clients.data import PART_NAMES, DataError, Dataset, load, load_values, read_table
-from clients.datacheck import band, check_source
-from clients.datafile import read_data_file
 from clients.folder import NodeError
 from clients.node import open_node
-from clients.sources import FileSource, Source, find_source, fingerprint
-from clients.sql import cells_of
+from clients.records.data import PART_NAMES, DataError, Dataset, load, load_values, read_table
+from clients.records.datacheck import band, check_source
+from clients.records.datafile import read_data_file
+from clients.records.sources import FileSource, Source, find_source, fingerprint
+from clients.records.sql import cells_of
 from experiments.benchmarks.data import measure
 from models.contract import Contract, Group, Level, validate
 from models.features import assignment, encode, split

@@ -19,8 +19,8 @@ from flwr.common.serde import message_to_proto, recorddict_to_proto
 
 from clients import node as nodes
 from clients.app import make_app, node_from_config
-from clients.data import load_values
 from clients.node import open_node
+from clients.records.data import load_values
 from experiments import engines
 from experiments.engines import LocalGrid, make_node_folders
 from experiments.stats import number, stats_plan

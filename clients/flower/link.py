@@ -90,7 +90,9 @@ class Link:
                     NodeAuthHttpInterceptor(key, key.public_key()),
                 ],
             )
-            self._client._client.follow_redirects = False  # the agency's firewall and we agreed to one address
+            self._client._client.follow_redirects = (
+                False  # the agency's firewall and we agreed to one address
+            )
         except ImportError:
             raise LinkError(
                 "ALL_PROXY or HTTPS_PROXY names a SOCKS proxy, which the node cannot use: name an HTTP proxy, or none",

@@ -59,7 +59,7 @@ def backup(
     Example: fedrisk-node backup node /media/safe/node-2026-11-25
     """
     with _sentences():
-        from clients.backup import back_up
+        from clients.desk.backup import back_up
 
         copied = back_up(folder, out)
         if as_json:
@@ -78,10 +78,10 @@ def backup(
 @contextmanager
 def _sentences() -> Iterator[None]:
     """A known problem in its sentences; of any other only its kind and place, never its text."""
-    from clients.data import DataError
     from clients.folder import NodeError
     from clients.ledger import LedgerError
     from clients.policy import PolicyError
+    from clients.records.data import DataError
 
     try:
         yield

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from clients import policy_words, statement
-from clients.datafile import DataFile, address_of, read_data_file
+from clients.desk import policy_words, statement
 from clients.folder import NodeFile, read_contract, read_node_file
 from clients.policy import EpsilonTo, Policy, read_policy
-from clients.sources import find_source
+from clients.records.datafile import DataFile, address_of, read_data_file
+from clients.records.sources import find_source
 from federation import installed
 from federation.release import VIEWERS
 from models.contract import Category, Column, Contract, Number, Ordinal

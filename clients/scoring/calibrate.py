@@ -12,10 +12,10 @@ from typing import Literal, final
 import numpy as np
 
 from clients import keys
-from clients.data import DataError, load
 from clients.folder import NodeFile
+from clients.records.data import DataError, load
+from clients.records.sources import find_source
 from clients.scoring.model_file import Model
-from clients.sources import find_source
 from models.calibration import Recalibration, recalibration_of
 from models.contract import Contract
 

@@ -12,8 +12,8 @@ from typing import final
 
 import numpy as np
 
-from clients.cells import ReadAs
-from clients.data import read_table
+from clients.records.cells import ReadAs
+from clients.records.data import read_table
 from clients.scoring.model_file import ScoringError
 from clients.scoring.reasons import label_of
 from models.contract import Category, Column, Contract, Number, Ordinal, validate

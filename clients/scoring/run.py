@@ -9,10 +9,10 @@ from typing import final
 
 import yaml
 
-from clients.cells import DataError
 from clients.folder import NodeError, NodeFile, read_node_file
 from clients.keys import KeyFileError
 from clients.policy import Policy, PolicyError, read_policy
+from clients.records.cells import DataError
 from clients.scoring import calibrate, pages
 from clients.scoring.access import ACCESS, AccessLog, who
 from clients.scoring.model_file import Model, ScoringError, read_model

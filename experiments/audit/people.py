@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import yaml
 
-from clients.data import DataError as TableError
-from clients.data import Dataset, PartName, load
+from clients.records.data import DataError as TableError
+from clients.records.data import Dataset, PartName, load
 from experiments.agencies import DataError, read_agencies
 from experiments.audit.membership import Split
 from experiments.baselines import latest

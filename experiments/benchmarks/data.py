@@ -100,8 +100,8 @@ def _write_database(place: Path, kind: str, rows: int, people: int) -> None:
 
 def loaded(folder: Path) -> dict[str, float]:
     """Load the source in `folder` in this process: seconds, and MB before, at most, and of the arrays."""
-    from clients.data import load
-    from clients.sources import find_source
+    from clients.records.data import load
+    from clients.records.sources import find_source
 
     fractions = {"train": 0.6, "tune": 0.2, "test": 0.2}
     before, began = memory("VmRSS"), time.perf_counter()

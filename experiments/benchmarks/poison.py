@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clients.data import PartName
 from clients.node import open_node
+from clients.records.data import PartName
 from experiments import baselines
 from experiments.agencies import DataError
 from experiments.benchmarks.attacks import (

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.data import PartName
+from clients.records.data import PartName
 from experiments.benchmarks.utility import Target, parser, shown, verdict
 from experiments.benchmarks.work import Work
 from experiments.compare import Entry, open_bench, summary

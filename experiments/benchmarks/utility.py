@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.data import PartName
+from clients.records.data import PartName
 from experiments.agencies import DataError
 from experiments.compare import summary, trial
 from experiments.config import compose, read

@@ -92,7 +92,9 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise RunError(f"{folder.name} goes on in another process: wait for it, or stop that one first") from None
+        raise RunError(
+            f"{folder.name} goes on in another process: wait for it, or stop that one first"
+        ) from None
     try:
         yield
     finally:

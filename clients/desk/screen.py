@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clients import statement as words
 from clients.budget import Line
-from clients.decisions import Checked
-from clients.doctor import Finding
+from clients.desk import statement as words
+from clients.desk.decisions import Checked
+from clients.desk.doctor import Finding
+from clients.desk.policy_words import Line as PolicyLine
+from clients.desk.setup import WHAT, Made
+from clients.desk.statement import Group, Statement
 from clients.journal import Record
-from clients.policy_words import Line as PolicyLine
 from clients.rules import Plan
-from clients.setup import WHAT, Made
-from clients.statement import Group, Statement
 from federation.release import VIEWERS
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}

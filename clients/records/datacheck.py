@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from clients.data import DataError, checked
 from clients.folder import NodeError, read_contract, read_node_file
 from clients.policy import PolicyError, read_policy
-from clients.sources import Source, find_source
+from clients.records.data import DataError, checked
+from clients.records.sources import Source, find_source
 
 BANDS = (
     (50, "under 50"),

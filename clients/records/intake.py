@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
 
-from clients.cells import Array, Cells, ReadAs, objects_of
-from clients.sources import ROWS, Batch, Source
+from clients.records.cells import Array, Cells, ReadAs, objects_of
+from clients.records.sources import ROWS, Batch, Source
 from models.contract import FLAG_LEVELS, PARTS, Contract, Flag, Number
 from models.features import row_ids
 from models.table import Table, canonical

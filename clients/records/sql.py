@@ -19,9 +19,9 @@ from uuid import UUID
 
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
-from clients.cells import Array, DataError
-from clients.datafile import SourceSettings, address_of, password_of
-from clients.sources import ROWS, Batches, View, without_cells
+from clients.records.cells import Array, DataError
+from clients.records.datafile import SourceSettings, address_of, password_of
+from clients.records.sources import ROWS, Batches, View, without_cells
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, FromClause
@@ -46,7 +46,7 @@ class SqlSource:
         return "the query of data.toml" if self.settings.table is None else f"the table {self.settings.table}"
 
     def batches(self, columns: Collection[str] | None, rows: int = ROWS) -> Batches:
-        """See `clients.sources.Source`."""
+        """See `clients.records.sources.Source`."""
         refused = (
             f"data.toml: the database did not answer for {self.name}: check that it exists, that the login may SELECT from "
             "it, and that it does nothing but read (the database's own log says more)"

@@ -18,9 +18,9 @@ from cryptography import x509
 from pydantic import ValidationError
 
 from clients import keys
+from clients.desk.policy_template import POLICY
+from clients.desk.setup_files import DATA, NO_SUPERLINK, NODE, SUPERLINK
 from clients.folder import NodeError, NodeFile, read_node_file
-from clients.policy_template import POLICY
-from clients.setup_files import DATA, NO_SUPERLINK, NODE, SUPERLINK
 from federation import installed
 from federation.plan import sentences
 

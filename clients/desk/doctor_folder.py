@@ -11,14 +11,14 @@ from packaging.requirements import Requirement
 
 from clients import journal as journals
 from clients.approvals import Approvals, asked
-from clients.doctor_subject import Subject, Verdict
+from clients.desk.doctor_subject import Subject, Verdict
+from clients.desk.ledger_copy import read_only
+from clients.desk.release import ReleaseError, check_installed
 from clients.folder import NodeError, NodeFile
 from clients.journal import JournalError
 from clients.keys import KeyFileError, node_key
 from clients.ledger import LedgerError
-from clients.ledger_copy import read_only
 from clients.policy import Policy
-from clients.release import ReleaseError, check_installed
 from clients.service import ENVIRONMENT, LOCK, at_work
 from federation import installed
 
@@ -155,7 +155,7 @@ def policy(subject: Subject) -> Verdict:
 
 def data(subject: Subject) -> Verdict | None:
     """The source fits the contract; how many people it has only as a band."""
-    from clients.datacheck import check_source
+    from clients.records.datacheck import check_source
 
     if not isinstance(subject.facts, NodeFile):
         return None

@@ -6,7 +6,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from cryptography import x509
 
-from clients.doctor_subject import Subject, Verdict
+from clients.desk.doctor_subject import Subject, Verdict
 from clients.flower.link import Link, LinkError
 from clients.folder import SuperLinkFile
 from clients.keys import KeyFileError, node_key

@@ -10,11 +10,11 @@ from typing import Any
 from clients import rules
 from clients.approvals import Approvals, Decision, asked, read_plan
 from clients.budget import PlanFacts
+from clients.desk.ledger_copy import read_only
+from clients.desk.policy_words import Line, show
 from clients.folder import NodeError, NodeFile, read_contract, read_node_file
 from clients.ledger import Ledger
-from clients.ledger_copy import read_only
 from clients.policy import Policy, read_policy
-from clients.policy_words import Line, show
 from clients.rules import Plan, Situation, Verdict
 from federation.plan import Reason, Refused, TrainPlan
 from federation.release import Event

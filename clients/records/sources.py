@@ -1,4 +1,4 @@
-"""Where an agency's records are: a CSV or Parquet file here, a database in `clients/sql.py`. Read in batches.
+"""Where an agency's records are: a CSV or Parquet file here, a database in `clients/records/sql.py`. Read in batches.
 
 Data libraries quote cells in their errors. So their errors are caught here, and a `DataError` is raised after
 the `except` block has ended: not even its exception chain holds the original.
@@ -18,8 +18,8 @@ import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.csv  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
 
-from clients.cells import Array, DataError, text_of
-from clients.datafile import read_data_file
+from clients.records.cells import Array, DataError, text_of
+from clients.records.datafile import read_data_file
 
 ROWS = 65_536  # in one batch
 NOT_UTF8 = "must be UTF-8 text: save it again as CSV UTF-8"
@@ -155,7 +155,7 @@ def find_source(folder: Path, table: str | None) -> Source:
     view = View(found.columns, found.as_of, found.as_of_column)
     if found.source.path is not None:
         return FileSource(folder / found.source.path, found.source.kind, view, path)
-    from clients.sql import SqlSource
+    from clients.records.sql import SqlSource
 
     return SqlSource(folder, found.source, view, found.reload_minutes)
 

@@ -1,6 +1,6 @@
 """An agency's own records -> encoded arrays. Errors name columns and rules, never a cell.
 
-A source (`clients/sources.py`) is read in batches, of which `clients/intake.py` keeps what the contract needs;
+A source (`clients/records/sources.py`) is read in batches, of which `clients/records/intake.py` keeps what the contract needs;
 people are then encoded some at a time. How large a batch is changes nothing in the result.
 """
 
@@ -11,9 +11,9 @@ from typing import Literal, final
 
 import numpy as np
 
-from clients.cells import DataError, ReadAs, column
-from clients.intake import Gathered, gather
-from clients.sources import ROWS, FileSource, Source
+from clients.records.cells import DataError, ReadAs, column
+from clients.records.intake import Gathered, gather
+from clients.records.sources import ROWS, FileSource, Source
 from models.contract import Contract, Unit, validate
 from models.features import assignment, encode, layout, split
 from models.table import is_number, texts

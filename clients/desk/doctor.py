@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients import doctor_folder as folder
-from clients import doctor_network as network
-from clients.doctor_subject import State, Subject, Verdict
+from clients.desk import doctor_folder as folder
+from clients.desk import doctor_network as network
+from clients.desk.doctor_subject import State, Subject, Verdict
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from clients.cells import DataError
 from clients.folder import is_loopback
+from clients.records.cells import DataError
 from federation.plan import Agreed, sentences
 
 if TYPE_CHECKING:

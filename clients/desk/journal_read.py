@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from clients import journal
+from clients.desk.ledger_copy import read_only
 from clients.folder import NodeError, read_node_file
 from clients.journal import Record
-from clients.ledger_copy import read_only
 from clients.policy import read_policy
 
 SPANS = {"d": "days", "h": "hours", "m": "minutes"}

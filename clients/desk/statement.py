@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clients.budget import Line, PlanFacts
+from clients.desk.ledger_copy import read_only
 from clients.folder import read_node_file
 from clients.ledger import Entry, Ledger
-from clients.ledger_copy import read_only
 from clients.policy import read_policy
 from federation.privacy import epsilon
 from federation.release import VIEWERS, Event, Release, Viewer

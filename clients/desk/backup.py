@@ -19,8 +19,8 @@ from typing import Any
 
 from clients import journal
 from clients.approvals import Approvals
+from clients.desk.ledger_copy import read_only
 from clients.folder import NodeError, NodeFile, read_node_file
-from clients.ledger_copy import read_only
 from clients.policy import Policy, read_policy
 
 DATABASES = ("ledger.db", "probing.db", "access.db")
