@@ -141,3 +141,24 @@ def test_hydra_is_only_at_the_entry() -> None:
     """The server neither composes nor imports a configuration framework."""
     for path in (ROOT / "federation").rglob("*.py"):
         assert not {name.split(".")[0] for name in imported(path)} & {"hydra", "omegaconf"}
+
+
+def test_flowers_private_interfaces_are_in_few_files() -> None:
+    """What is not `flwr.app`, `flwr.clientapp`, `flwr.serverapp` or `flwr.simulation` may change with any release."""
+    public = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation")
+    private = {
+        path.relative_to(ROOT).as_posix()
+        for path in files()
+        if any(name.startswith("flwr.") and not name.startswith(public) for name in imported(path))
+    }
+    places = {
+        place for place in private if not place.startswith(("clients/flower/", "experiments/benchmarks/"))
+    }
+    assert places == {
+        "experiments/coordinator/control.py",
+        "experiments/coordinator/registry.py",
+        "experiments/coordinator/serverapp.py",
+        "experiments/engines.py",
+        "federation/server/waiting.py",
+        "federation/wire.py",
+    }

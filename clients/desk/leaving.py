@@ -19,6 +19,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from clients import service
 from clients.folder import NodeError, read_node_file
@@ -99,7 +100,10 @@ def _write_statement(folder: Path, name: str, how: How) -> None:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     statement = {"agency": name, "at": at, "by": how.by.strip(), "login": _login(), "why": how.why.strip()}
     with contextlib.suppress(KeyFileError):  # no key, no signature: leaving must always be possible
-        signature = node_key(folder).sign(_to_sign(statement), ec.ECDSA(hashes.SHA256()))
+        key = node_key(folder)
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        statement["key"] = public.decode()
+        signature = key.sign(_to_sign(statement), ec.ECDSA(hashes.SHA256()))
         statement["signature"] = base64.b64encode(signature).decode()
     beside = folder / f"{LEFT}.writing"
     beside.write_text(json.dumps(statement, indent=1))

@@ -88,10 +88,21 @@ def enrol(
 
 
 @app.command()
-def revoke(name: Annotated[str, typer.Argument(help="The agency.")], folder: Of = HERE) -> None:
+def revoke(
+    name: Annotated[str, typer.Argument(help="The agency.")],
+    folder: Of = HERE,
+    statement: Annotated[
+        Path | None,
+        typer.Option(help="The agency's left.json, checked against its key and kept as evidence."),
+    ] = None,
+) -> None:
     """Refuse an agency from now on. Its key can never come back: fedrisk coordinator revoke police -f federation"""
-    from experiments.coordinator import registry
+    from experiments.coordinator import registry, statements
 
+    if statement is not None:
+        agency = guarded(lambda: registry.enrolled(Folder(folder), name))
+        said = guarded(lambda: statements.read(statement, agency))
+        typer.echo(f"kept {statements.keep(Folder(folder), agency, said)}")
     gone = guarded(lambda: registry.revoke(Folder(folder), name))
     typer.echo(f"revoked {gone.name}  {gone.fingerprint}; what it released stays released")
 

@@ -89,16 +89,22 @@ def enrol(folder: Folder, keys: Sequence[tuple[str, Path]]) -> list[Enrolled]:
         return added
 
 
+def enrolled(folder: Folder, name: str) -> Enrolled:
+    """The agency of this name that may connect; `CoordinatorError` where there is none."""
+    agencies = folder.agencies()
+    found = [agency for agency in agencies if agency.name == name and agency.revoked is None]
+    if not found:
+        known = ", ".join(a.name for a in agencies if a.revoked is None) or "none"
+        raise CoordinatorError(f"no agency {name!r} is enrolled; enrolled are: {known}")
+    return found[0]
+
+
 def revoke(folder: Folder, name: str) -> Enrolled:
     """Refuse this agency from now on; what it released stays released."""
     from experiments.coordinator import control
 
     with _changing(folder), _running(folder) as client:
-        agencies = folder.agencies()
-        found = [agency for agency in agencies if agency.name == name and agency.revoked is None]
-        if not found:
-            known = ", ".join(a.name for a in agencies if a.revoked is None) or "none"
-            raise CoordinatorError(f"no agency {name!r} is enrolled; enrolled are: {known}")
+        agencies, found = folder.agencies(), [enrolled(folder, name)]
         if any(n.node_id == found[0].node_id and n.status != control.GONE for n in control.nodes(client)):
             control.unregister(client, found[0].node_id)
         gone = found[0].but(revoked=_now())
