@@ -267,3 +267,5 @@ def hosted(root: Path, names: Iterable[str], *, start: bool = True) -> Iterator[
         finally:
             for agency in agencies.values():
                 agency.end()
+            if federation.host is not host:  # a test has killed the first one and started another
+                federation.host.end()

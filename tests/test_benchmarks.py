@@ -1,22 +1,35 @@
 """A tiny run of every piece of `make bench`, and that all sides do the same work. Nothing here asserts a time."""
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from federation_host import require_nginx
+from flwr.app import Context, Message, RecordDict
 from sklearn.metrics import roc_auc_score
 
 import experiments.benchmarks.__main__ as bench
 from clients.node import open_node
 from experiments import run as run_module
-from experiments.benchmarks import peers, rounds, scaling, shared, startup, tracking, work
+from experiments.benchmarks import (
+    deployed,
+    empty_work,
+    hosting,
+    peers,
+    rounds,
+    scaling,
+    shared,
+    startup,
+    tracking,
+    work,
+)
 from experiments.benchmarks.work import Work, local_grid, plain_module, resident, study
 from experiments.engines import LocalGrid
 from federation.server.tracking import NoTracker
@@ -85,6 +98,81 @@ def test_a_client_that_fails_stops_the_plain_server() -> None:
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     with pytest.raises(ValueError, match="invalid literal"):
         peers.plain_server(TINY, 1, [])(grid, context)
+
+
+@pytest.mark.parametrize("messages", [1, 2])
+def test_the_stock_bundle_is_fedavg_of_empty_work(tmp_path: Path, messages: int) -> None:
+    sent: list[str] = []
+
+    class Counting(LocalGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            sent.extend(message.metadata.message_type for message in messages)
+            return super().push_messages(messages)
+
+    config = {"rounds": 3, "agencies": 2, "columns": 5, "out": str(tmp_path / "seconds.json")}
+    context = Context(
+        run_id=1,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config={**config, "evaluate": messages == 2},
+    )
+    empty_work.server(Counting(empty_work.client, [{}, {}]), context)
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert len(seconds) == 3
+    assert all(each > 0 for each in seconds)
+    assert (sent.count("train"), sent.count("evaluate")) == (6, 6 * (messages - 1))
+
+
+LOG = """\
+2026-11-25 14:35:08,100 INFO flwr aggregate_train: Received 3 results and 0 failures
+2026-11-25 14:35:10,600 INFO flwr aggregate_train: Received 3 results and 0 failures
+2026-11-25 14:35:11,700 INFO flwr aggregate_train: Received 3 results and 0 failures
+"""
+
+
+def test_a_hosted_round_is_timed_from_the_end_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text(LOG)
+    run = hosting.HostedRun(tmp_path, [])
+    for void, records in ((None, 3), (None, 4), ("too few", 3)):
+        found = json.dumps({"rounds": [{"void": void}] * records})
+        (tmp_path / "result.json").write_text(found)
+        if void is None and records == 3:
+            assert run.seconds == [2.5, 1.1]
+        else:
+            with pytest.raises(hosting.Failed, match="a round of .* was void"):
+                _ = run.seconds
+
+
+def test_without_nginx_stock_flower_alone_is_timed_and_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stock:
+        def rounds(self, rounds: int, *, columns: int, evaluate: bool) -> list[float]:
+            assert columns > 20
+            return [99.0] * deployed.WARM_UP + [2.0 if evaluate else 1.0] * (rounds - deployed.WARM_UP)
+
+    monkeypatch.setattr(hosting, "stock", lambda *_: contextlib.nullcontext(Stock()))
+    monkeypatch.setattr(deployed, "find_nginx", lambda: None)
+    found = deployed.measure(tmp_path, **deployed.options(quick=False))
+    assert {row["name"]: row["median"] for row in found["rows"]} == {deployed.TWO: 2.0, deployed.ONE: 1.0}
+    assert found["targets"] == []
+    assert "nginx is not installed: `apt install nginx-light`" in deployed.shown(found)[-1]
+
+
+@pytest.mark.deployed
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_deployed_rounds_are_timed_beside_stock_flower(tmp_path: Path) -> None:
+    require_nginx()
+    rounds = {deployed.TWO: 3, deployed.ONE: 3, deployed.OURS: 3, deployed.MASKED: 3}
+    found = deployed.measure(tmp_path, rounds=rounds, blocks=1)
+    assert {row["name"]: row["count"] for row in found["rows"]} == dict.fromkeys(rounds, 1)
+    assert all(row["median"] > 0 for row in found["rows"])
+    assert found["set_up"] > 0
+    (target,) = found["targets"]
+    assert target["value"] == {row["name"]: row["median"] for row in found["rows"]}[deployed.OURS]
 
 
 def test_a_python_without_pfl_says_so() -> None:

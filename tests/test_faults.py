@@ -150,7 +150,11 @@ class Relay:
             if self._is_cut.is_set():
                 inner.close()
                 continue
-            outer = socket.create_connection(self._target)
+            try:
+                outer = socket.create_connection(self._target)
+            except OSError:  # nobody is there just now
+                inner.close()
+                continue
             self._pairs += [inner, outer]
             for one, other in ((inner, outer), (outer, inner)):
                 threading.Thread(target=self._pump, args=(one, other), daemon=True).start()

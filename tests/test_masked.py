@@ -110,7 +110,13 @@ class Wire(engines.LocalGrid):
     def round_orders(self) -> list[RoundOrder]:
         """One of each round, in order."""
         found = {o.round: o for o in (wire.read_round_order(m) for _, m in self.orders())}
-        return [found[number] for number in sorted(found)]
+        return [dataclasses.replace(found[n], weights=in_order(found[n].weights)) for n in sorted(found)]
+
+
+def in_order(weights: Weights) -> Weights:
+    """In the module's order, whatever order a message or a file has: layer by layer, weight before bias."""
+    names = sorted(weights, key=lambda name: (name.rpartition(".")[0], not name.endswith("weight")))
+    return {name: weights[name] for name in names}
 
 
 def is_order(message: Message) -> bool:
@@ -164,7 +170,7 @@ def same(one: Weights, other: Weights) -> None:
 
 
 def flat(weights: Weights) -> np.ndarray:
-    return np.concatenate([value.ravel() for value in weights.values()]).astype(np.float64)
+    return np.concatenate([value.ravel() for value in in_order(weights).values()]).astype(np.float64)
 
 
 Vectors = dict[tuple[str, int], dict[str, np.ndarray]]  # by (transcript, draw), by agency

@@ -1,6 +1,6 @@
 """make bench: what a round, a step, a start and tracking cost, side by side in one run on this machine.
 
-    python -m experiments.benchmarks                       everything, about a quarter of an hour
+    python -m experiments.benchmarks                       everything, about half an hour
     python -m experiments.benchmarks --only round,step     some lines
     python -m experiments.benchmarks --quick               few repeats, to see that all of it runs
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks import dp_step, ledger, masking, rounds, scaling, startup, tracking
+from experiments.benchmarks import deployed, dp_step, ledger, masking, rounds, scaling, startup, tracking
 from experiments.benchmarks.work import Work
 from experiments.engines import FLOWER_ENV
 
@@ -83,6 +83,11 @@ def measure_ledger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return ledger.measure(folder, releases=1000 if options.quick else 10_000)
 
 
+def measure_deployed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A deployed round over TLS, three agencies: stock Flower's empty work beside fedrisk's training."""
+    return deployed.measure(folder, **deployed.options(quick=options.quick))
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -91,6 +96,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "tracking": measure_tracking,
     "masks": measure_masks,
     "ledger": measure_ledger,
+    "deployed": measure_deployed,
 }
 
 
@@ -184,6 +190,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "tracking": show_tracking,
     "masks": show_masks,
     "ledger": show_ledger,
+    "deployed": deployed.shown,
 }
 
 

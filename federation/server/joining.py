@@ -30,7 +30,7 @@ class Door:
         contract = experiment.data_contract
         self._expected = {p.name for p in federation.plan.participants if contract.holds_label(p.kind)}
         self._fixed = federation.plan.privacy.shared is not None
-        self._asked: dict[int, int] = {}
+        self._asked = dict.fromkeys(federation.ids.values(), 1)  # at the start, just now
         self._waiting: set[str] = set()
 
     def open(self, round_: int) -> list[str]:
