@@ -141,7 +141,7 @@ def test_a_hosted_round_is_timed_from_the_end_of_the_one_before(tmp_path: Path) 
         if void is None and records == 3:
             assert run.seconds == [2.5, 1.1]
         else:
-            with pytest.raises(hosting.Failed, match="a round of .* was void"):
+            with pytest.raises(hosting.Failed, match=r"a round of .* was void"):
                 _ = run.seconds
 
 
