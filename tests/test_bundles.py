@@ -158,6 +158,7 @@ def test_a_bundle_with_code_is_refused_and_the_next_proper_run_works(evil: Evil)
         assert "refused" in agency.command("log", str(agency.folder)).stdout
 
 
+@pytest.mark.long
 def test_the_control_stock_flower_runs_what_it_is_sent(evil: Evil) -> None:
     """The same bundle at a stock SuperNode: its import takes the table. This is what the node does not do."""
     (port,) = free_ports(1)

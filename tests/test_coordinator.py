@@ -640,6 +640,7 @@ def test_sigterm_ends_all_and_a_killed_supervisor_leaves_nothing(tmp_path: Path)
 
 @pytest.mark.deployed
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_a_run_goes_on_when_the_superlink_is_killed(tmp_path: Path) -> None:
     """The ServerApp is a process of its own, and the SuperLink comes back on its database."""
     with hosted(tmp_path, ["north"]) as federation:

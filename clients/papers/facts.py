@@ -261,7 +261,7 @@ def _line(node: NodeFile) -> str:
     checks = (
         f"checked with {node.superlink.certificate}"
         if node.superlink.certificate
-        else "checked with public CAs"
+        else "checked with the CAs that this system trusts"
     )
     return f"{node.superlink.address}, TLS 1.2 or newer, the server's certificate {checks}"
 
