@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from clients import journal
 from clients import journal_lines as lines
+from clients.durable import sync_folder
 from clients.folder import NodeError
 from clients.journal import Journal
 from clients.rules import Plan, Standing
@@ -149,7 +150,7 @@ class Approvals:
                 file.write(_json(facts) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError:
             os.truncate(self.path, size)
             raise
@@ -191,14 +192,6 @@ def _hash(facts: object) -> str:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- plans that wait for a person ---------------------------------------------------------------------

@@ -8,11 +8,11 @@ same noise on two tables, their difference would show. (Whoever reads a key here
 """
 
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.durable import write_whole
 from clients.randomness import Stream
 
 KEY_BYTES, DIGEST_BYTES = 32, 32
@@ -77,16 +77,5 @@ class Draws:
         return self.folder / f"{hashlib.sha256(order.encode()).hexdigest()[:40]}.{what}"
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Whole or not at all, private, and on the disk with its name."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        beside = path.with_suffix(".writing")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        opened = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        write_whole(path, content)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clients import journal_lines as lines
+from clients.durable import sync_folder
 
 LARGEST = 16 * 2**20  # bytes of one file
 LONGEST = 2**16  # bytes of one line: more than any kind can have
@@ -243,15 +244,7 @@ def _append_to(path: Path, text: bytes, *, durable: bool) -> None:
     finally:
         os.close(handle)
     if new and durable:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        sync_folder(path.parent)
 
 
 def _tail(path: Path) -> tuple[bytes, bytes]:

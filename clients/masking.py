@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from clients.durable import write_whole
 from federation import secagg
 from federation.plan import Reason, Refused, TrainPlan
 from federation.protocol import AgreeOrder, Head, OpenOrder, Sealed
@@ -227,14 +228,8 @@ class Masks:
     def _keep(self, own: Secrets, roster: Roster | None) -> None:
         """Put new keys, whole and private, onto the disk and into memory."""
         path, done = self._path(own.run_id, KEYS), self._path(own.run_id, DONE)
-        beside = path.with_name(f"{path.name}.writing")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(_keys_of(own, roster), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
         done.touch(mode=0o600)
-        _sync_folder(self.folder)
+        write_whole(path, json.dumps(_keys_of(own, roster)).encode())
         session = Session(own, roster, Done(own.transcript))
         self._open[own.run_id] = (self._stamps(own.run_id), session)
 
@@ -281,15 +276,6 @@ def _keys_of(own: Secrets, roster: Roster | None) -> dict[str, Any]:
         "adverts": [] if roster is None else [advert.to_dict() for advert in roster.adverts],
         "threshold": 0 if roster is None else roster.threshold,
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    """A file's new name is on the disk only when its folder is."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 __all__ = ["Masks", "Session"]
