@@ -45,8 +45,9 @@ check: lint test ## lint, then the tests: import rules among them, warnings are 
 bench: $(STAMP)  ## side-by-side benchmarks; JSON under outputs/bench
 	@$(BIN)/python -m experiments.benchmarks
 
-soak: $(STAMP)   ## kill a thousand processes that charge a ledger: about ten minutes
+soak: $(STAMP)   ## kill a thousand processes that charge a ledger, then what hosts a federation: about twenty minutes
 	@$(BIN)/python -m tests.soak_ledger
+	@$(BIN)/python -m tests.soak_federation
 
 release: $(STAMP) ## a signed wheel, wheelhouse and SBOM for agencies, in OUT (default dist/release)
 	@$(BIN)/python -m experiments.release $(or $(OUT),dist/release)

@@ -36,7 +36,7 @@ LOCK = "node.lock"
 QUICK, SLOW, LIVELY = 0.2, 1.0, 60.0
 FIRST_WAIT, LONGEST_WAIT = 1.0, 10.0  # seconds before the line is tried again; a lease lasts 66 at most
 ATTEMPTS = 2  # workers that may die of one order
-GOODBYE = 20.0  # seconds in which somebody may ask a node that leaves, and is answered
+GOODBYE = 30.0  # seconds in which somebody may ask a node that leaves, and is answered
 Say = Callable[[str], None]
 Signal = Literal["soon", "now", "leave"]
 SIGNALS: dict[Signal, signal.Signals] = {
@@ -233,8 +233,9 @@ class Service:
             pause = QUICK if idle < LIVELY else SLOW
             self._stopping.wait(pause)
             return idle + pause
+        says_goodbye = self._leaves_at is not None  # an order that was in hand before is answered as it was
         self._unsent = self.worker.ask(task)
-        if self._leaves_at is not None:
+        if says_goodbye:
             self._stopping.set()
         return 0.0
 

@@ -175,5 +175,6 @@ def test_the_control_stock_flower_runs_what_it_is_sent(evil: Evil) -> None:
     ]
     command += ["--port", str(port), "--node-config", f'node-dir="{north}"']
     start(evil.deployment, "stock", command)
-    evil.run(evil.root / "spy")
+    spy = SPY.format(nodes=str(evil.root / "nodes"), loot=str(evil.loot))
+    evil.run(bundle(evil.root / "control", {"spy.py": spy}, "spy:app"))
     assert (evil.loot / "north").read_text() == (north / "people.csv").read_text()
