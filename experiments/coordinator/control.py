@@ -30,6 +30,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.utils import get_flwr_home
 
 from experiments.coordinator.folder import NAME, Folder
+from experiments.coordinator.processes import no_proxy
 from federation import installed
 
 FLOWER = "1.41.0"
@@ -89,7 +90,7 @@ def _read(path: Path, name: str) -> SuperLinkConnection:
 @contextlib.contextmanager
 def control(connection: SuperLinkConnection) -> Iterator[ControlHttpClient]:
     """A client for the block; whatever goes wrong in it is a `ControlError`. A web proxy is never asked."""
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost,::1"]))
+    os.environ["NO_PROXY"] = no_proxy(os.environ)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             client = init_http_client_from_connection(connection)

@@ -102,6 +102,12 @@ class Child:
         return "cause unknown" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+def no_proxy(environment: Mapping[str, str]) -> str:
+    """The `NO_PROXY` under which this machine itself is never reached through a web proxy."""
+    listed = environment.get("NO_PROXY", "").split(",")
+    return ",".join(dict.fromkeys(filter(None, [*listed, "127.0.0.1", "localhost", "::1"])))
+
+
 def rotate(path: Path, *, largest: int = LOG_BYTES, keep: int = LOGS_KEPT) -> None:
     """Copy a log that is larger than `largest` to `.1` (and `.1` to `.2` ...), and empty it: who writes goes on."""
     if not path.exists() or path.stat().st_size <= largest:

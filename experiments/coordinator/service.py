@@ -23,7 +23,7 @@ import httpx
 
 from experiments.coordinator import proxy, serverapp, tls
 from experiments.coordinator.folder import NAME, CoordinatorError, CoordinatorFile, Folder, at, write_whole
-from experiments.coordinator.processes import Child, rotate
+from experiments.coordinator.processes import Child, no_proxy, rotate
 
 Say = Callable[[str], None]
 READY_SECONDS, END_SECONDS, TICK, CHORES = 120.0, 15.0, 0.2, 60.0
@@ -128,7 +128,10 @@ class Service:
             return free(self.settings.listen, self.settings.port, "port")
         if self._runs_nginx:
             free(self.settings.listen, self.settings.port, "port")
-        return free("127.0.0.1", self.settings.superlink_port, "superlink_port")
+        port = free("127.0.0.1", self.settings.superlink_port, "superlink_port")
+        while port == self.settings.port and not self.settings.superlink_port:  # free, but the proxy's to be
+            port = free("127.0.0.1", 0, "superlink_port")
+        return port
 
     def _write_connection(self) -> None:
         """What `fedrisk submit FOLDER` reads; also `FLWR_HOME=FOLDER/flower flwr log ... coordinator`."""
@@ -212,9 +215,10 @@ def stop(folder: Folder, *, seconds: float = 60.0) -> bool:
 def child_environment(folder: Folder, given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the children see: `given` without any Flower setting, and with ours."""
     kept = {name: value for name, value in given.items() if not name.startswith(("FLWR_", "FLOWER_"))}
-    direct = ",".join(filter(None, [given.get("NO_PROXY"), "127.0.0.1,localhost,::1"]))
     path = os.pathsep.join([str(folder.at("bin")), str(Path(sys.executable).parent), given.get("PATH", "")])
-    return kept | ENVIRONMENT | {"FLWR_HOME": str(folder.flower_home), "NO_PROXY": direct, "PATH": path}
+    return (
+        kept | ENVIRONMENT | {"FLWR_HOME": str(folder.flower_home), "NO_PROXY": no_proxy(given), "PATH": path}
+    )
 
 
 def own_address(settings: CoordinatorFile) -> str:
