@@ -19,12 +19,18 @@ from federation import masks
 from federation.release import Event, Release, SharedRelease
 from models.spec import ModelSpec
 
-VERSION = "3"
+VERSION = "4"
 
 Part = Literal["train", "tune", "test"]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+_SLUG, _SHA256 = r"^[a-z0-9][a-z0-9_-]{0,63}$", r"^[0-9a-f]{64}$"
+_PATTERNS = {
+    _SLUG: "must be small letters, digits, - and _, at most 64",
+    _SHA256: "must be a SHA-256, 64 small hexadecimal digits",
+}
+Slug = Annotated[str, Field(pattern=_SLUG)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=_SHA256)]
 
 # The clipped gradients of a batch, up to MOST_ROWS rows, are added in float64 (`clients.train.dp_sum`). Adding
 # n numbers is off by at most n 2^-53 of the sum of their sizes, n C: at most 2^-13 C, in each of two
@@ -54,6 +60,7 @@ class Reason(StrEnum):
     CLOSED = "CLOSED"  # outside its working hours
     BUSY = "BUSY"  # too many plans were refused there lately: no new one is looked at for now
     LEFT = "LEFT"  # the agency has left the federation
+    REGISTRATION = "REGISTRATION"  # no panel that it has pinned registered the run before it began
     UNAVAILABLE = "UNAVAILABLE"  # everything else, and everything that may depend on data
 
 
@@ -100,6 +107,16 @@ class Participant(Agreed):
     kind: str | None = None
     public_size: Annotated[int, Field(ge=1)]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Registered(Agreed):
+    """A panel's registration of a run, as it rides in the plan: the SHA-256 of what was signed (`digest`), and who signed it.
+
+    `federation.decision` says what a registration is, and verifies it against the keys that an agency has pinned.
+    """
+
+    digest: Sha256
+    signatures: dict[Slug, str]
 
 
 class SharedNoise(Agreed):
@@ -289,6 +306,7 @@ class TrainPlan(Terms):
     """The whole of a run as an agency needs it to say yes or no. It rides in every order.
 
     `strategy` names how the coordinator says that it combines the agencies' changes; no agency can check that it does.
+    `registration`: what a panel signed before the run, if it did; each agency writes its hash down with each order.
     """
 
     model: ModelSpec
@@ -298,6 +316,7 @@ class TrainPlan(Terms):
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
+    registration: Registered | None = None
 
     @model_validator(mode="after")
     def one_linear_sum(self) -> Self:
@@ -353,8 +372,9 @@ def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:
             found.append(f"{key} is missing")
         elif item["type"] in ("model_type", "dataclass_type"):
             found.append(f"{key or 'this'} must be a group of settings, got {item['input']!r}")
-        elif item["type"] == "string_pattern_mismatch":  # `Slug` is the one pattern
-            found.append(f"{key} must be small letters, digits, - and _, at most 64, got {item['input']!r}")
+        elif item["type"] == "string_pattern_mismatch":
+            rule = _PATTERNS.get(item["ctx"]["pattern"], f"must be as {item['ctx']['pattern']}")
+            found.append(f"{key} {rule}, got {item['input']!r}")
         else:
             rule = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
             got = "" if item["type"] == "value_error" else f", got {item['input']!r}"

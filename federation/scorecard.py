@@ -8,13 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from federation.plan import Agreed, sentences
+from federation.plan import Agreed, Sha256, sentences
 from models.spec import ModelSpec
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 Probability = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class CardError(ValueError):
