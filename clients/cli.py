@@ -17,7 +17,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from clients.papers.command import backup, papers
-from clients.scoring.command import access, review, score
+from clients.scoring.command import access, approval, review, score
 
 Answer = TypeVar("Answer")
 Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
@@ -264,7 +264,7 @@ def _decide(folder: Path, plan: str, *, approve: bool, who: str, why: str) -> No
     print(f"{done.action}  plan {done.plan_sha256}, by {done.who}")
 
 
-for command in (score, review, access, papers, backup):  # they say their own sentences
+for command in (score, approval, review, access, papers, backup):  # they say their own sentences
     app.command()(command)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from federation.decision import Panel
 from federation.plan import Agreed, Slug, sentences
 from federation.protocol import Head
 from models.contract import Contract, ContractError
@@ -65,7 +66,8 @@ class NodeFile(Agreed):
     `table` is the short form of a data.toml (`clients.records.sources.find_source`), for a simulation or a try-out.
 
     `dataset` names whose records the ledger is about: it outlives tables and experiments. `peers` are the
-    other agencies' public keys (`python -m clients.keys`), needed for shared noise alone.
+    other agencies' public keys (`python -m clients.keys`), needed for shared noise alone. `panel` is the ethics panel
+    whose signatures count here; without it no approval and no registration can be verified.
     """
 
     name: Slug
@@ -78,6 +80,7 @@ class NodeFile(Agreed):
     superlink: SuperLinkFile | None = None
     worker: WorkerRules = WorkerRules()
     release: ReleaseFile | None = None
+    panel: Panel | None = None
 
 
 def is_loopback(address: str) -> bool:

@@ -33,10 +33,14 @@ class _OfOrder(Line):
 
 
 class Ordered(_OfOrder):
-    """An order arrived. A run, a plan and the rest are left out where it did not decode."""
+    """An order arrived. A run, a plan and the rest are left out where it did not decode.
+
+    `registration`: what the plan says an ethics panel signed before the run.
+    """
 
     experiment: Slug | None = None
     purpose: Slug | None = None
+    registration: Sha256 | None = None
     round: Annotated[int, Field(ge=0)] | None = None
 
 

@@ -314,7 +314,7 @@ class Node:
             raise
 
     def _situation(self) -> rules.Situation:
-        return rules.Situation(self.now(), self.contract, self.approvals.standing())
+        return rules.Situation(self.now(), self.contract, self.approvals.standing(), self.facts.panel)
 
     def _must_agree(self, plan: Terms) -> None:
         """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""

@@ -167,6 +167,7 @@ class Policy(Agreed):
     number h of other agencies' honesty that this agency's privacy may rest on (0: no shared noise).
     `min_reply_seconds` makes every reply take at least that long, so that its time says less.
     `stats_columns` are the columns whose quantiles may be asked for (`fedrisk stats`).
+    `registration_required`: the panel pinned in node.toml must have registered a training before it began.
     `ask`: a person approves each plan before it runs (`clients.approvals`).
     `simulation` may be true only where the records are synthetic or public: it lets a plan carry a
     seed, and go without noise.
@@ -182,6 +183,7 @@ class Policy(Agreed):
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
     masks_required: bool = False
+    registration_required: bool = False
     max_grad_norm: Above0 | None = None
     max_sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.3

@@ -69,6 +69,8 @@ def _names(order: Order) -> dict[str, Any]:
 def _more(order: Order) -> dict[str, Any]:
     plan = order if isinstance(order, TrainPlan) else getattr(order, "plan", None)
     facts = {} if plan is None else {"experiment": plan.experiment, "purpose": plan.purpose}
+    if isinstance(plan, TrainPlan) and plan.registration is not None:
+        facts["registration"] = plan.registration.digest
     return facts | ({"round": max(0, order.round)} if isinstance(order, RoundOrder) else {})
 
 

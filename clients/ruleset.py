@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from clients.policy import Policy
+from federation.decision import DecisionError, Panel, check_registered
 from federation.plan import Reason, TrainPlan
 from federation.privacy import epsilon
 from federation.release import VIEWERS, Event, Viewer
@@ -29,12 +30,13 @@ WHO: Mapping[Viewer, str] = {
 class Situation:
     """What a review needs besides the plan: the time, the node's own contract, and what people decided on plans.
 
-    `standing` is by plan SHA-256 (`clients.approvals`).
+    `standing` is by plan SHA-256 (`clients.approvals`). `panel` is the ethics panel that node.toml pins, if it does.
     """
 
     now: datetime
     contract: Contract
     standing: Mapping[str, Standing] = field(default_factory=dict)
+    panel: Panel | None = None
 
 
 class Verdict(NamedTuple):
@@ -261,6 +263,24 @@ def _strategies(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
     )
 
 
+def _registration(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
+    """A signature that does not check is refused even where none is asked for: the plan says what is not so."""
+    rule, given = "registration_required", plan.registration
+    if given is None:
+        no = "no ethics panel registered the plan: a panel signs what will be trained, and for what, before it begins"
+        yes = "no panel need have registered the plan"
+        return _verdict(rule, not policy.registration_required, Reason.REGISTRATION, yes, no)
+    if at.panel is None:
+        no = "node.toml pins no panel, so nobody here can tell whether a panel registered the plan: add [panel]"
+        yes = f"the plan says that registration {given.digest[:16]}... is of it; node.toml pins no panel to check it by"
+        return _verdict(rule, not policy.registration_required, Reason.REGISTRATION, yes, no)
+    try:
+        check_registered(given, at.panel)
+    except DecisionError as error:
+        return Verdict(rule, Reason.REGISTRATION, str(error))
+    return Verdict(rule, None, f"{at.panel.name} signed the registration {given.digest[:16]}...")
+
+
 def _max_rounds(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
     return _ceiling("max_rounds", policy.max_rounds, plan.rounds, Reason.MODEL, "rounds")
 
@@ -355,7 +375,16 @@ TERMS: tuple[Rule, ...] = (
     *(_withdrawn, _purposes, _contracts, _never_columns, _min_agencies, _no_seed, _releases, _masks_required),
 )
 TRAINING: tuple[Rule, ...] = (
-    *(_models, _strategies, _max_rounds, _max_steps, _min_colluders, _max_honest, _no_plan_without_privacy),
+    *(
+        _registration,
+        _models,
+        _strategies,
+        _max_rounds,
+        _max_steps,
+        _min_colluders,
+        _max_honest,
+        _no_plan_without_privacy,
+    ),
     *(_max_grad_norm, _max_sample_rate, _min_noise_multiplier, _min_table_sigma, _max_delta),
     *(_budget, _budget_order),
 )

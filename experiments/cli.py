@@ -110,6 +110,23 @@ def plan(
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def draft(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="The new YAML file.")] = Path("registration.yaml"),
+) -> None:
+    """Write down a run before it begins, for an ethics panel to complete and sign (fedrisk-panel register).
+
+    No record is read. Once it is signed, fedrisk run and submit take registration=registration.json, and run
+    exactly that: an edit after the registration voids it.
+
+    Example: fedrisk draft experiment=own data.agencies=agencies.yaml gates=default --out registration.yaml
+    """
+    from experiments.drafting import draft_from
+
+    guarded(lambda: draft_from(context.args, out))
+
+
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
 def stats(
     context: typer.Context,
     column: Annotated[

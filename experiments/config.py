@@ -14,8 +14,10 @@ from pydantic import Field, ValidationError
 
 from experiments.agencies import Agency, read_agencies
 from experiments.datasets import prepare
+from federation.decision import DecisionError, Signed, read_signed
 from federation.experiment import Experiment, Model, Settings, SettingsError, checked
 from federation.protocol import Agreed, Participant, sentences
+from federation.server.gates import Gates
 from models.contract import Contract, ContractError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -92,6 +94,7 @@ def read(config: DictConfig, *, tables: bool = True) -> Study:
     contract |= {} if data.source == "own" else _split_of(agencies)
     participants = [participant_of(agency) for agency in agencies]
     whole = {"settings": settings, "contract": contract, "participants": participants}
+    whole["registration"] = _registration(config.get("registration"))
     experiment = checked(Experiment, whole)
     experiment.plan("check", simulation=False)  # or agencies and settings do not make a plan together
     return Study(experiment, data, agencies, compare)
@@ -103,7 +106,9 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
     `SettingsError` has every problem. Where nobody states a purpose it is `UNSTATED`.
     """
     values = _plain(config)
+    values.pop("registration", None)  # a file, which `read` opens
     problems: list[str] = []
+    _part(Gates, values.pop("gates", None) or {}, "gates", problems)  # for `experiments.drafting`
     data = _part(Data, values.pop("data", None), "data", problems)
     compare = _part(Compare, values.pop("compare", None), "compare", problems)
     contract = values.pop("contract", None) or {}
@@ -118,6 +123,20 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
         raise SettingsError("\n".join(problems))
     settings.noise()  # or there is no noise that keeps the target
     return settings, data, compare, _contract(contract, "contract").to_dict() if contract else {}
+
+
+def _registration(path: object) -> Signed | None:
+    """What a panel signed, from the file that `registration=` names."""
+    if path is None:
+        return None
+    try:
+        return read_signed(Path(str(path)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(
+            f"registration: {path} cannot be read: name the registration.json that the panel signed"
+        ) from None
+    except DecisionError as error:
+        raise SettingsError(f"registration: {path}: {error}") from None
 
 
 def agencies_of(data: Data, output: str, *, tables: bool = True) -> tuple[Agency, ...]:

@@ -77,6 +77,11 @@ class Panel(Agreed):
             raise ValueError("two members have the same key: nobody counts twice")
         return self
 
+    @property
+    def fingerprint(self) -> str:
+        """The first 128 bits of the SHA-256 of all that is pinned, in eight groups to read out on the telephone."""
+        return " ".join(self.sha256[at : at + 4] for at in range(0, 32, 4))
+
     def signers(self, kind: str, sha256: str, signatures: Mapping[str, str]) -> set[str]:
         """The members whose signature on that statement is right. Anybody else's does not count."""
         return {

@@ -7,6 +7,7 @@ is decoded and checked again by the server that runs it, so nothing can drift on
 
 import base64
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from federation import masks
+from federation.decision import DecisionError, Registration, Signed
 from federation.plan import (
     Agreed,
     Fraction,
@@ -33,6 +35,18 @@ from models.spec import ModelSpec
 Model = TypeVar("Model", bound=Agreed)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+OPERATIONAL = (  # settings that say how a run is done, and not what comes out of it
+    *(
+        "output",
+        "tracking",
+        "engine",
+        "join_timeout",
+        "round_timeout",
+        "patience",
+        "void_rounds",
+        "reference",
+    ),
+)
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -211,6 +225,11 @@ class Settings(Agreed):
         return self
 
     @functools.cached_property
+    def terms(self) -> dict[str, Any]:
+        """The settings that decide the result, as a panel registers them."""
+        return {key: value for key, value in json.loads(self.canonical).items() if key not in OPERATIONAL}
+
+    @functools.cached_property
     def checkpoint_rounds(self) -> tuple[int, ...]:
         """Rounds after which the weights are evaluated on tune: evenly spaced, the last one included."""
         count = self.evaluation.checkpoints
@@ -246,11 +265,15 @@ class Noise(NamedTuple):
 
 
 class Experiment(Agreed):
-    """A run, whole: settings, contract and agencies. `contract` is `Contract.to_dict()`."""
+    """A run, whole: settings, contract and agencies. `contract` is `Contract.to_dict()`.
+
+    `registration`: what a panel signed before the run, which must be this run and no other.
+    """
 
     settings: Settings
     contract: dict[str, Any]
     participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
+    registration: Signed | None = None
 
     @model_validator(mode="after")
     def agencies_fit(self) -> Self:
@@ -271,7 +294,29 @@ class Experiment(Agreed):
         if not any(contract.holds_label(participant.kind) for participant in self.participants):
             raise ValueError(f"no agency listed holds the label {contract.label.column!r}")
         self._can_be_robust()
+        if self.registration is not None:
+            self._is_what_was_registered(self.registration)
         return self
+
+    def _is_what_was_registered(self, signed: Signed) -> None:
+        """ValueError where this is another run than the registration is of: an edit after it voids it."""
+        try:
+            registered = signed.read(Registration)
+        except DecisionError as error:
+            raise ValueError(f"registration: {error}") from None
+        contract = Contract.from_dict(self.contract)
+        differ = changed_keys(registered.terms, self.terms)
+        if registered.contract_sha256 != contract.sha256:
+            differ.append("contract")
+        if registered.groups != tuple(group.name for group in contract.groups):
+            differ.append("groups")
+        if set(registered.agencies) != {participant.name for participant in self.participants}:
+            differ.append("agencies")
+        if differ:
+            raise ValueError(
+                f"registration: the panel registered another run, {', '.join(differ)} differ: an edit after the "
+                "registration voids it; run what was registered, or have the new plan registered"
+            )
 
     def _can_be_robust(self) -> None:
         """ValueError where the strategy cannot hold against `malicious` among those that train."""
@@ -282,6 +327,13 @@ class Experiment(Agreed):
                 f"2 x {strategy.malicious} + {ROBUST[strategy.name]} = {strategy.least()} agencies that train, got "
                 f"{len(self.members)}: lower strategy.malicious, or use another strategy"
             )
+
+    @functools.cached_property
+    def terms(self) -> dict[str, Any]:
+        """What a panel registers of a run beside its contract: the settings, and who takes part with which weight."""
+        return self.settings.terms | {
+            "participants": {p.name: json.loads(p.canonical) for p in self.participants}
+        }
 
     @functools.cached_property
     def data_contract(self) -> Contract:
@@ -365,6 +417,7 @@ class Experiment(Agreed):
             "test_fraction": settings.split.test,
             "participants": self.participants,
             "seed": settings.seed if simulation else None,
+            "registration": None if self.registration is None else self.registration.registered,
         }
         return checked(TrainPlan, values)
 
@@ -381,6 +434,18 @@ class Experiment(Agreed):
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError("the run's configuration is not a fedrisk experiment in base64") from None
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys whose values differ between two mappings, in order."""
+    found = []
+    for key in sorted({*before, *after}):
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += changed_keys(one, other, f"{prefix}{key}.")
+        elif one != other or (key in before) != (key in after):
+            found.append(f"{prefix}{key}")
+    return found
 
 
 def _bits(agencies: int, share_std: float, largest: float) -> int:

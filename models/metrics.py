@@ -9,7 +9,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from models import calibration, fairness, scores
+from models import benefit, calibration, fairness, scores
 from models.scores import MINIMUM, Estimate, ScoreTable
 
 
@@ -66,6 +66,9 @@ def describe(table: ScoreTable, cutoff: float, minimum: float = MINIMUM) -> dict
         "fpr": scores.false_positive_rate(table, cutoff, minimum=minimum),
         "ppv": scores.positive_predictive_value(table, cutoff, minimum=minimum),
         "accuracy": scores.accuracy(table, cutoff, minimum=minimum),
+        "net_benefit": benefit.net_benefit(table, cutoff, minimum=minimum),
+        "net_benefit_all": benefit.net_benefit_all(table, cutoff, minimum=minimum),
+        "net_benefit_gain": benefit.net_benefit_gain(table, cutoff, minimum=minimum),
     }
 
 

@@ -16,7 +16,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "models": ({"models"}, {"numpy", "torch"}),
     "federation": ({"models", "federation"}, AGREED),
     "federation.server": ({"models", "federation"}, AGREED | {"mlflow"}),
-    "federation.panel": ({"models", "federation"}, AGREED | {"jinja2", "markupsafe"}),
+    "federation.panel": (
+        {"models", "federation"},
+        AGREED | {"jinja2", "markupsafe", "rich", "tomli_w", "typer", "yaml"},
+    ),
     "clients": (
         {"models", "federation", "clients"},
         {

@@ -40,6 +40,7 @@ def test_the_groups_are_the_ones_that_are_documented() -> None:
         "data",
         "engine",
         "experiment",
+        "gates",
         "model",
         "privacy",
         "strategy",
@@ -138,7 +139,9 @@ def test_every_setting_is_shown_so_that_a_person_can_find_it(
     assert len(names) > 40
     missing = [name for name in names if name not in keys_of(shown)]
     assert missing == []
-    assert set(shown) == {name.partition(".")[0] for name in names} | {"data", "contract"}
+    assert set(shown) == {name.partition(".")[0] for name in names} | {
+        *("data", "contract", "gates", "registration"),
+    }
 
 
 def keys_of(values: Any, prefix: str = "") -> set[str]:

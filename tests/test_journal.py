@@ -211,7 +211,10 @@ def test_no_kind_of_line_has_a_field_for_anything_of_a_record() -> None:
     """Every field of every kind, by name: a new one has to be argued for here."""
     fields = {f"{kind}.{name}" for kind, line in KINDS.items() for name in line.model_fields}
     of_order = {"order", "run_id", "plan_sha256", "order_id"}
-    expected = {"ordered": of_order | {"experiment", "purpose", "round"}, "accepted": of_order}
+    expected = {
+        "ordered": of_order | {"experiment", "purpose", "registration", "round"},
+        "accepted": of_order,
+    }
     expected |= {"refused": of_order | {"reason", "rule", "sentence"}}
     expected |= {"released": of_order | {"released", "steps", "ledger_seq", "ledger_sha256"}}
     expected |= {"rules": {"policy_sha256", "contract_sha256"}}

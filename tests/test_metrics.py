@@ -18,7 +18,7 @@ MARGINS = {
 }
 NUMBERS = {
     "people", "base_rate", "auc", "auc_bound", "brier", "log_loss", "observed_expected", "ece",
-    "selection_rate", "tpr", "fpr", "ppv", "accuracy",
+    "selection_rate", "tpr", "fpr", "ppv", "accuracy", "net_benefit", "net_benefit_all", "net_benefit_gain",
 }  # fmt: skip
 ESTIMATE = {"value", "low", "high", "publishable"}
 

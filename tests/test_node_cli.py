@@ -555,7 +555,7 @@ COMMANDS = [
     ["policy", "show"],
     ["policy", "check"],
 ]
-COMMANDS += [["policy", "asked"], ["approve"], ["withdraw"], ["score"], ["review"], ["access"]]
+COMMANDS += [["policy", "asked"], ["approve"], ["withdraw"], ["score"], ["approval"], ["review"], ["access"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -152,6 +152,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
         Reason.MODEL,
         "max_steps: steps of an order: the plan has 4, the most is 3",
     ),
+    "no registration": (
+        {"registration_required": True},
+        lambda p: p,
+        Reason.REGISTRATION,
+        "registration_required: no ethics panel registered the plan",
+    ),
     "no masks": ({"masks_required": True}, lambda p: p, Reason.PRIVACY, "masks_required"),
     "a large clipping norm": ({"max_grad_norm": 0.5}, lambda p: p, Reason.PRIVACY, "max_grad_norm"),
     "a large sample rate": ({"max_sample_rate": 0.99}, lambda p: p, Reason.PRIVACY, "max_sample_rate"),
@@ -249,7 +255,7 @@ def test_a_budget_that_would_be_exceeded_is_refused_and_nothing_is_reserved(
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda text: text.replace('"version":"3"', '"version":"2"'), Reason.VERSION),
+        (lambda text: text.replace('"version":"4"', '"version":"3"'), Reason.VERSION),
         (lambda text: text.replace('"strategy":"fedavgm",', ""), Reason.MALFORMED),
         (lambda text: text.replace('"rounds":2', '"rounds":0'), Reason.MALFORMED),
         (lambda text: text.replace('"rounds":2', '"rouns":2'), Reason.MALFORMED),

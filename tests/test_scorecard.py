@@ -124,6 +124,7 @@ def test_a_runs_model_scores_at_an_agency_of_the_run(make_study: MakeStudy, tmp_
         capacity=3,
         folder=node,
         as_of=date(2026, 3, 1),
+        rehearsal=True,
     )
     found, _ = score_into(asked)
     assert len(found.listed) == 3

@@ -347,7 +347,8 @@ def test_without_rehearsal_nobody_is_scored(node: Path) -> None:
     source = node.parent / "people.csv"
     to_score(5).to_csv(source, index=False)
     said = refused(invoke(node, source, "out", 5))
-    assert "panel decisions are needed" in said
+    assert "node.toml pins no ethics panel" in said
+    assert "add --rehearsal" in said
     assert len(said.splitlines()) == 1
     assert not (node.parent / "out").exists()
     assert not (node / "access.db").exists()
@@ -400,7 +401,14 @@ def test_a_purpose_whose_time_is_over_is_refused_from_the_day_after(node: Path) 
     to_score(5).to_csv(source, index=False)
     (node / "policy.toml").write_text(POLICY + "expires = 2026-03-31\n")
     asked = scoring_run.Asked(
-        source, node.parent / "out", node.parent / "model", "early-warning", 5, node, date(2026, 3, 1)
+        source,
+        node.parent / "out",
+        node.parent / "model",
+        "early-warning",
+        5,
+        node,
+        date(2026, 3, 1),
+        rehearsal=True,
     )
     with pytest.raises(ScoringError, match="expired on 2026-03-31"):
         scoring_run.score_into(asked, lambda: datetime(2026, 4, 1, tzinfo=UTC))
@@ -558,7 +566,7 @@ def test_colours_of_text_have_the_contrast_of_wcag_aa() -> None:
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     pairs = [(text, ground) for text in ("ink", "soft", "accent", "alarm") for ground in ("white", "card")]
-    pairs += [("alarm", "warn"), ("ink", "note"), ("ink", "warn"), ("white", "alarm")]
+    pairs += [("alarm", "warn"), ("ink", "note"), ("ink", "warn"), ("white", "alarm"), ("white", "accent")]
     for text, ground in pairs:
         light, dark = sorted((luminance(text), luminance(ground)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

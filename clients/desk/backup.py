@@ -34,6 +34,7 @@ FILES = (
     "approvals.jsonl",
     "keeps.json",
     "left.json",
+    "panel-status.json",
 )
 SUMS = "SHA256SUMS"
 

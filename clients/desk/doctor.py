@@ -36,6 +36,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("ledger", folder.ledger),
     ("journal", folder.journal),
     ("approvals", folder.approvals),
+    ("panel", folder.panel),
     ("disk", folder.disk),
     ("telemetry", folder.telemetry),
     ("ports", folder.ports),

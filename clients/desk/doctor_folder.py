@@ -223,6 +223,28 @@ def approvals(subject: Subject) -> Verdict | None:
     )
 
 
+def panel(subject: Subject) -> Verdict | None:
+    """The ethics panel whose signatures count here, and what was heard last from it."""
+    from clients.scoring.approval import check_seen
+
+    if not isinstance(subject.facts, NodeFile):
+        return None
+    pinned = subject.facts.panel
+    if pinned is None:
+        return (
+            "warn",
+            "node.toml pins no ethics panel: no approval can be verified, and `score` only rehearses",
+        )
+    try:
+        check_seen(subject.folder)
+    except NodeError as error:
+        return "fail", str(error)
+    return (
+        "ok",
+        f"{pinned.name}: {pinned.quorum} of {len(pinned.members)} members decide; read out to them: {pinned.fingerprint}",
+    )
+
+
 def disk(subject: Subject) -> Verdict:
     """There is room to write what must be written before anything may leave."""
     free = shutil.disk_usage(subject.folder).free // 10**6

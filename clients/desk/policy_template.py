@@ -29,6 +29,10 @@ POLICY = """\
 #: max_rounds = 200
 #: max_steps = 1
 
+# Only trainings that the ethics panel of node.toml ([panel]) registered before they began. Without it a plan need not
+# be registered, but one that names a registration which that panel did not sign is refused all the same.
+#: registration_required = false
+
 # --- who must be there ---------------------------------------------------------------------------------------------
 
 # Fewest people (not rows) that this agency must have. Below, it answers as if it had no data at all.

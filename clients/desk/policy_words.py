@@ -79,6 +79,12 @@ def _what(policy: Policy) -> list[Line]:
             "releases", f"What may leave: {_names(kinds) or 'nothing'}, always with noise unless simulated."
         ),
         Line("stats_columns", f"Columns with statistics: {_names(policy.stats_columns) or 'none'}."),
+        Line(
+            "registration_required",
+            "The panel in node.toml must have registered a training before it began."
+            if policy.registration_required
+            else "No ethics panel need have registered a training.",
+        ),
         Line("max_rounds", f"A plan may have {_at_most(policy.max_rounds)} rounds."),
         Line("max_steps", f"An order may take {_at_most(policy.max_steps)} steps of training."),
     ]

@@ -22,6 +22,13 @@ contract = "contract.yaml"
 # manifest = "fedrisk-{version}.json"
 # key = "the publisher's key, 44 characters, as it came to you by another way than the manifest"
 
+# The ethics panel whose signatures count here: without it `score` only rehearses. Take the keys from its members.
+# [panel]
+# name = "Ethics panel of the North"
+# quorum = 2
+# [panel.members]
+# alice = "the 44 characters that she gave you"
+
 # The process that holds the records is started anew after so many orders, or beyond so much memory.
 # [worker]
 # orders = 1000

@@ -1,4 +1,4 @@
-"""`fedrisk-node score`, `review` and `access`: the functions behind the commands. Bad input is one sentence, exit 1."""
+"""`fedrisk-node score`, `approval`, `review` and `access`: the functions behind the commands. Bad input is one sentence, exit 1."""
 
 import csv
 import json
@@ -15,7 +15,8 @@ import typer
 from clients.scoring.access import ACCESS, REVIEWS, AccessError, AccessLog, Review, who
 
 if TYPE_CHECKING:  # what scores takes seconds to import, and --help does not need it
-    from clients.scoring.run import Asked
+    from clients.scoring.pages import Run
+    from clients.scoring.run import Asked, Recalibrate
     from clients.scoring.score import Scores
 
 Folder = Annotated[Path, typer.Option("--folder", help="The node's folder.")]
@@ -34,7 +35,7 @@ def score(
     capacity: Annotated[int, typer.Option("--capacity", min=1, help="How many people can be looked at.")],
     folder: Folder = Path("."),
     rehearsal: Annotated[
-        bool, typer.Option("--rehearsal", help="Needed: no model is approved until a panel decides.")
+        bool, typer.Option("--rehearsal", help="Try a model that no panel approved; act on nothing of it.")
     ] = False,
     as_of: Annotated[str, typer.Option("--as-of", help="The day of scoring, 2026-03-31; today.")] = "",
     reference: Annotated[
@@ -44,22 +45,22 @@ def score(
         str, typer.Option("--contest", help="Whom a person asks who disagrees, printed on each case.")
     ] = "",
     recalibrate: Annotated[
-        str, typer.Option("--recalibrate", help="local: on this agency's own records; or federation.")
-    ] = "local",
+        str,
+        typer.Option(
+            "--recalibrate",
+            help="local: on this agency's own records; or federation. Left out: local in a rehearsal, else federation.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Score people on this machine: a table, a short list and a page for each case. Scores never leave.
 
-    Example: fedrisk-node score people.csv scores-march --model model/ --purpose early-warning --capacity 20 --rehearsal
+    The panel that node.toml pins must have approved the model (approval.json beside it), unless this is a rehearsal.
+
+    Example: fedrisk-node score people.csv scores-march --model model/ --purpose early-warning --capacity 20
     """
     with _sentences():
-        if not rehearsal:
-            raise AskedWrongly(
-                "no ethics panel has approved this model and panel decisions are needed before scores may be used: "
-                "add --rehearsal to try it, and act on nothing that it writes"
-            )
-        if recalibrate not in ("local", "federation"):
-            raise AskedWrongly(f"--recalibrate must be local or federation, got {recalibrate!r}")
+        how = _recalibrate(recalibrate)
         day = _day(as_of, "--as-of") if as_of else datetime.now(UTC).date()
         from clients.scoring.run import Asked, score_into
 
@@ -73,10 +74,49 @@ def score(
             as_of=day,
             reference=reference or None,
             contest=contest,
-            local=recalibrate == "local",
+            recalibrate=how,
+            rehearsal=rehearsal,
         )
-        found, entry = score_into(asked)
-        _say_scored(found, entry, asked, as_json=as_json)
+        found, run = score_into(asked)
+        _say_scored(found, run, asked, as_json=as_json)
+
+
+def approval(
+    model: Annotated[Path, typer.Argument(help="The model/ folder, with approval.json beside card.json.")],
+    folder: Folder = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """What the ethics panel allows with a model at this agency, until when; or why it may not be used (exit code 1).
+
+    Example: fedrisk-node approval model/ --folder node
+    """
+    with _sentences():
+        from clients.scoring.run import open_approved
+
+        found, approved = open_approved(folder, model, datetime.now(UTC))
+        if as_json:
+            typer.echo(
+                json.dumps({"model": found.card.version, "purpose": found.card.purpose} | approved.to_dict())
+            )
+            return
+        limits = approved.permission.limits
+        lines = [
+            ("model", f"{found.card.version}, for {found.card.purpose}"),
+            ("panel", approved.panel),
+            ("verdict", approved.state),
+            ("until", approved.until),
+            ("owner", approved.permission.owner),
+            *(("condition", condition.text) for condition in approved.permission.conditions),
+            (
+                "capacity",
+                "no limit" if limits.capacity is None else f"{limits.capacity} people listed by one run",
+            ),
+            ("agencies", "no limit" if limits.agencies is None else ", ".join(limits.agencies)),
+            ("own map", "--recalibrate local is allowed" if limits.local_recalibration else "not allowed"),
+            ("decision", approved.permission.decision_sha256),
+        ]
+        for name, said in lines:
+            typer.echo(f"{name:<11}{said}")
 
 
 def review(
@@ -137,6 +177,16 @@ def _day(text: str, option: str) -> date:
         raise AskedWrongly(f"{option} must be a day such as 2026-03-31, got {text!r}") from None
 
 
+def _recalibrate(text: str) -> "Recalibrate":
+    match text:
+        case "":
+            return "auto"
+        case "local" | "federation":
+            return text
+        case _:
+            raise AskedWrongly(f"--recalibrate must be local or federation, got {text!r}")
+
+
 def _head(text: str) -> tuple[int, str]:
     seq, colon, chain = text.partition(":")
     if not (seq.isdigit() and int(seq) > 0 and colon and len(chain) >= 8):
@@ -144,9 +194,8 @@ def _head(text: str) -> tuple[int, str]:
     return int(seq), chain
 
 
-def _say_scored(found: "Scores", entry: str, asked: "Asked", *, as_json: bool) -> None:
-    from clients.scoring import pages
-
+def _say_scored(found: "Scores", run: "Run", asked: "Asked", *, as_json: bool) -> None:
+    approved = run.approved
     if as_json:
         facts = {
             "output": str(asked.output),
@@ -155,15 +204,16 @@ def _say_scored(found: "Scores", entry: str, asked: "Asked", *, as_json: bool) -
             "out_of_scope": sum(bool(why) for why in found.scope),
             "calibration": found.calibration.source,
             "model": found.model.card.version,
-            "approval": pages.NOT_APPROVED,
-            "access_row": entry,
+            "approval": run.approval,
+            "decision": None if approved is None else approved.to_dict(),
+            "access_row": run.entry,
         }
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"{pages.BANNER}")
+    typer.echo(run.banner if approved is None else approved.sentence)
     typer.echo(f"scored  {len(found.people.references)} people, {len(found.listed)} on the list")
     typer.echo(f"open    {asked.output / 'list.html'}")
-    typer.echo(f"logged  access log row {entry}")
+    typer.echo(f"logged  access log row {run.entry}")
 
 
 def _print_rows(rows: list[dict[str, str | int]], *, as_json: bool, as_csv: bool) -> None:

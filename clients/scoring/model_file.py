@@ -26,9 +26,13 @@ class ScoringError(ValueError):
 @final
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The card and the module of one model. `linear` has (weights (d,), bias) where the logit is additive."""
+    """The card and the module of one model. `linear` has (weights (d,), bias) where the logit is additive.
+
+    `card_sha256` is of the very bytes that `card` was read from.
+    """
 
     card: ScoreCard
+    card_sha256: str
     module: torch.nn.Module
     linear: tuple[np.ndarray, float] | None
 
@@ -43,7 +47,8 @@ class Model:
 def read_model(folder: Path, contract: Contract) -> Model:
     """The model in `folder`, for this contract and no other; `ScoringError` says what is wrong."""
     try:
-        text, content = (folder / CARD).read_text(encoding="utf-8"), (folder / WEIGHTS).read_bytes()
+        described, content = (folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes()
+        text = described.decode("utf-8")
     except (OSError, UnicodeDecodeError):
         raise ScoringError(
             f"{folder} must hold {WEIGHTS} and {CARD}: name the model/ folder that the run wrote"
@@ -66,10 +71,10 @@ def read_model(folder: Path, contract: Contract) -> Model:
             "no observed rate of this model may be published (too few people, or too much noise), so a score "
             "would have nothing behind it: nobody is scored"
         )
-    return _model(card, content, len(layout(contract).names))
+    return _model(card, hashlib.sha256(described).hexdigest(), content, len(layout(contract).names))
 
 
-def _model(card: ScoreCard, content: bytes, n_features: int) -> Model:
+def _model(card: ScoreCard, card_sha256: str, content: bytes, n_features: int) -> Model:
     module = risk.build(card.model, n_features)
     try:
         weights = load(content)
@@ -84,4 +89,4 @@ def _model(card: ScoreCard, content: bytes, n_features: int) -> Model:
     if card.model.name == "logistic":
         w, b = (p.detach().double().numpy() for p in module.parameters())
         linear = (w.reshape(-1), float(b.reshape(-1)[0]))
-    return Model(card, module.eval(), linear)
+    return Model(card, card_sha256, module.eval(), linear)

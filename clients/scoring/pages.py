@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
+from clients.scoring.approval import Approved
 from clients.scoring.model_file import ScoringError
 from clients.scoring.score import Case, Scores, base, ends, frequency, told
 
@@ -54,7 +55,7 @@ SOURCES = {
 @final
 @dataclass(frozen=True)
 class Run:
-    """What every page says of the run of the command."""
+    """What every page says of the run of the command. `approved`: None in a rehearsal."""
 
     purpose: str
     user: str
@@ -62,6 +63,20 @@ class Run:
     capacity: int
     contest: str
     node: str
+    approved: Approved | None
+
+    @property
+    def banner(self) -> str:
+        """What stands above everything."""
+        if self.approved is None:
+            return BANNER
+        state = self.approved.state
+        return f"{state[0].upper()}{state[1:]} by the panel {self.approved.panel}"
+
+    @property
+    def approval(self) -> str:
+        """Whether anybody may act on it, in a word or three."""
+        return NOT_APPROVED if self.approved is None else self.approved.state
 
 
 def write_output(folder: Path, scores: Scores, run: Run) -> None:
@@ -69,7 +84,7 @@ def write_output(folder: Path, scores: Scores, run: Run) -> None:
     facts = _facts(scores, run)
     listed = [scores.case(i) for i in scores.listed]
     try:
-        _write_csv(folder / "scores.csv", scores)
+        _write_csv(folder / "scores.csv", scores, run)
         (folder / "cases").mkdir(mode=0o700)
         for case in listed:
             page = _template("case.html.j2").render(**facts, **_case(case, scores))
@@ -108,13 +123,14 @@ def _write(path: Path, pieces: Iterable[str]) -> None:
         file.writelines(pieces)
 
 
-def _write_csv(path: Path, scores: Scores) -> None:
+def _write_csv(path: Path, scores: Scores, run: Run) -> None:
     class Echo:
         def write(self, text: str) -> str:
             return text
 
     writer: Any = csv.writer(Echo())
-    rows = (writer.writerow(_row(case, scores)) for case in scores.cases())
+    approval = NOT_APPROVED if run.approved is None else run.approved.brief
+    rows = (writer.writerow([*_row(case, scores), approval]) for case in scores.cases())
     _write(path, _after(writer.writerow(COLUMNS), rows))
 
 
@@ -149,7 +165,6 @@ def _row(case: Case, scores: Scores) -> list[str]:
         " | ".join(case.out_of_scope),
         "yes" if case.listed else "no",
         card.version,
-        NOT_APPROVED,
     ]
 
 
@@ -159,8 +174,9 @@ def _row(case: Case, scores: Scores) -> list[str]:
 def _facts(scores: Scores, run: Run) -> dict[str, Any]:
     card = scores.model.card
     return {
-        "banner": BANNER,
-        "approval": NOT_APPROVED,
+        "banner": run.banner,
+        "approval": run.approval,
+        "approved": run.approved,
         "version": card.version,
         "model": card.model.name,
         "simulation": card.simulation,

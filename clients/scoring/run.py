@@ -1,11 +1,11 @@
-"""One run of `fedrisk-node score`: the node's files, the people, the access log, the pages, in this order."""
+"""One run of `fedrisk-node score`: the node's files, the panel's word, the people, the access log, the pages, in this order."""
 
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import yaml
 
@@ -15,19 +15,25 @@ from clients.policy import Policy, PolicyError, read_policy
 from clients.records.cells import DataError
 from clients.scoring import calibrate, pages
 from clients.scoring.access import ACCESS, AccessLog, who
+from clients.scoring.approval import Approved, read_permission
 from clients.scoring.model_file import Model, ScoringError, read_model
 from clients.scoring.people import read_people
 from clients.scoring.score import Scores, score_people
+from federation.decision import DecisionError
 from models.contract import Contract, ContractError
 
-SENTENCES = (ScoringError, DataError, NodeError, PolicyError, KeyFileError)
+Recalibrate = Literal["auto", "local", "federation"]
+SENTENCES = (ScoringError, DecisionError, DataError, NodeError, PolicyError, KeyFileError)
 """Errors whose text is for the person at this machine and quotes no cell."""
 
 
 @final
 @dataclass(frozen=True)
 class Asked:
-    """What `score` was asked to do."""
+    """What `score` was asked to do. `rehearsal`: no panel is asked, and no page may be acted on.
+
+    `recalibrate`, "auto": on this agency's own records in a rehearsal, else as the panel saw it, on everybody's counts.
+    """
 
     input: Path
     output: Path
@@ -38,17 +44,25 @@ class Asked:
     as_of: date
     reference: str | None = None
     contest: str = ""
-    local: bool = True
+    recalibrate: Recalibrate = "auto"
+    rehearsal: bool = False
 
 
-def score_into(asked: Asked, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> tuple[Scores, str]:
-    """Score, write down who looked, and only then write the pages. Returns the scores and the log's row."""
+def score_into(
+    asked: Asked, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> tuple[Scores, pages.Run]:
+    """Score, write down who looked, and only then write the pages. Returns the scores and what the pages say of the run."""
     folder = asked.folder
     facts, policy, contract = open_folder(folder)
     model = read_model(asked.model, contract)
-    _permitted(asked.purpose, policy, contract, model, policy.today(now()))
+    at = now()
+    _permitted(asked.purpose, policy, contract, model, policy.today(at))
+    approved = None if asked.rehearsal else read_permission(folder, facts, model, asked.model, at)
+    if approved is not None:
+        approved.check_capacity(asked.capacity)
+    local = _on_own_records(asked, approved)
     people = read_people(asked.input, contract, facts.kind, asked.reference)
-    map_ = calibrate.choose(model, folder, facts, contract, min_people=policy.min_people, local=asked.local)
+    map_ = calibrate.choose(model, folder, facts, contract, min_people=policy.min_people, local=local)
     found = score_people(
         model, contract, facts.kind, people, map_, as_of=asked.as_of, capacity=asked.capacity
     )
@@ -61,12 +75,37 @@ def score_into(asked: Asked, now: Callable[[], datetime] = lambda: datetime.now(
             purpose=asked.purpose,
             model=model.card.version,
             records={name: name in listed for name in people.references},
-            note=f"rehearsal, {len(people.references)} scored, {len(listed)} listed, capacity {asked.capacity}",
+            note=_note(len(people.references), len(listed), asked.capacity, approved),
         )
     entry = f"{seq}:{chain[:12]}"
-    run = pages.Run(asked.purpose, who(), entry, asked.capacity, asked.contest, facts.name)
+    run = pages.Run(asked.purpose, who(), entry, asked.capacity, asked.contest, facts.name, approved)
     pages.write_output(asked.output, found, run)
-    return found, entry
+    return found, run
+
+
+def open_approved(folder: Path, place: Path, now: datetime) -> tuple[Model, Approved]:
+    """The model in `place`, and what the panel of the node in `folder` allows with it; the errors of `read_permission`."""
+    facts, _, contract = open_folder(folder)
+    model = read_model(place, contract)
+    return model, read_permission(folder, facts, model, place, now)
+
+
+def _on_own_records(asked: Asked, approved: Approved | None) -> bool:
+    """Whether the score is corrected on this agency's own records; `ScoringError` where the panel did not allow it."""
+    if approved is None:
+        return asked.recalibrate != "federation"
+    local = asked.recalibrate == "local"
+    if local and not approved.permission.limits.local_recalibration:
+        raise ScoringError(
+            f"the panel {approved.panel!r} did not allow --recalibrate local: it approved scores that are corrected on "
+            "all agencies' counts; leave the option out"
+        )
+    return local
+
+
+def _note(scored: int, listed: int, capacity: int, approved: Approved | None) -> str:
+    counts = f"{scored} scored, {listed} listed, capacity {capacity}"
+    return f"rehearsal, {counts}" if approved is None else f"{counts}; {approved.sentence}"
 
 
 def _permitted(purpose: str, policy: Policy, contract: Contract, model: Model, today: date) -> None:

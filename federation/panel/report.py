@@ -18,6 +18,7 @@ from typing import Any
 
 from federation.panel import charts
 from federation.panel.charts import Mark, Panel, Point
+from federation.panel.registered import gates, registered
 
 Json = Mapping[str, Any]
 
@@ -30,6 +31,7 @@ SECTIONS = (
     ("cost", "What did it cost in privacy?"),
     ("compared", "Compared with what?"),
     ("happened", "What happened?"),
+    ("next", "What next?"),
     ("identity", "Exactly which model is this about?"),
     ("words", "Words used here"),
 )
@@ -75,6 +77,11 @@ MEASURES = {
         "share of all people rightly flagged or rightly left (accuracy)",
         "percent",
     ),
+    "net_benefit_gain": (
+        "Worth over simple rules (net benefit)",
+        "rightly flagged less the price of wrongly flagged, for each person, beyond the better of flagging everybody and nobody",
+        "decimal",
+    ),
     "people": ("People counted", "with noise, where there is privacy", "count"),
 }
 MARGINS = (
@@ -110,6 +117,7 @@ REASONS = {
     "PURPOSE": "its policy does not allow this purpose",
     "VERSION": "it runs another version of the software",
     "WITHDRAWN": "a person there withdrew from the plan",
+    "REGISTRATION": "its policy asks for a registration by its ethics panel",
     "NOT_YET": "nobody there had approved the plan yet",
     "CLOSED": "it was outside its working hours",
     "BUSY": "it looked at no new plan, after many refusals",
@@ -264,6 +272,8 @@ def view(result: Json) -> dict[str, Any]:
     return {
         "title": str(result.get("experiment") or "a run"),
         "facts": _facts(result),
+        "registered": registered(result),
+        "gates": gates(result),
         "agencies": _agencies(result),
         "source": source if metrics else None,
         "works": _works(metrics, records) if metrics else None,
@@ -714,6 +724,7 @@ def _identity(result: Json) -> list[tuple[str, str]]:
         ("Against agencies that send wrong changes", _robustness(result.get("robustness") or {})),
         ("Data contract", f"{_given(contract.get('name'))}, version {_given(contract.get('version'))}"),
         ("SHA-256 of the contract", _given(contract.get("sha256"))),
+        ("SHA-256 of the registration", (result.get("registration") or {}).get("sha256") or "not registered"),
         ("SHA-256 of the configuration", _given(result.get("config_sha256"))),
         ("SHA-256 of the plan the agencies saw", _given(result.get("plan_sha256"))),
         ("SHA-256 of the code", _given(result.get("code_sha256"))),

@@ -82,6 +82,12 @@ def build_result(
         "config_sha256": experiment.sha256,
         "plan_sha256": plan.sha256,
         "code_sha256": installed.code_sha256(),
+        "registration": None
+        if experiment.registration is None
+        else {
+            "sha256": experiment.registration.digest,
+            "signed": json.loads(experiment.registration.canonical),
+        },
         "contract": {
             "name": contract.name,
             "version": contract.version,

@@ -116,24 +116,38 @@ def open_tracker(
         return NoTracker()
     if importlib.util.find_spec("mlflow") is None:
         raise TrackerError("tracking.uri needs MLflow: install fedrisk[server], or use tracking=none")
-    scheme = where.partition(":")[0].partition("+")[0].lower() if "://" in where else "file"
+    scheme = check_address(where)
     if scheme == "sqlite":
         database = _sqlite_file(where)
-        _check_sqlite(database)
         where, artifacts = f"sqlite:///{database}", artifacts or database.parent / "mlartifacts"
-    elif scheme in ("http", "https"):
-        _check_http(where)
     elif scheme in PORTS:
-        _check_port(where, PORTS[scheme])
         artifacts = artifacts or Path("outputs/mlartifacts")
-    elif scheme == "file":
-        raise TrackerError(
-            "tracking.uri is a plain folder, which MLflow no longer writes: use sqlite:///outputs/mlflow.db"
-        )
-    else:
-        known = ", ".join(["sqlite", "http", "https", *PORTS])
-        raise TrackerError(f"tracking.uri must be none or start with one of {known}, got {scheme}")
     return MlflowTracker(where, experiment, folder, artifacts=artifacts, warn=warn)
+
+
+def check_address(uri: str, key: str = "tracking.uri") -> str:
+    """The scheme of `uri`; `TrackerError`, which begins with `key`, where no MLflow can be used there.
+
+    It takes seconds: MLflow itself would try for minutes.
+    """
+    scheme = uri.partition(":")[0].partition("+")[0].lower() if "://" in uri else "file"
+    try:
+        if scheme == "sqlite":
+            _check_sqlite(_sqlite_file(uri))
+        elif scheme in ("http", "https"):
+            _check_http(uri)
+        elif scheme in PORTS:
+            _check_port(uri, PORTS[scheme])
+        elif scheme == "file":
+            raise TrackerError(
+                "tracking.uri is a plain folder, which MLflow no longer writes: use sqlite:///outputs/mlflow.db"
+            )
+        else:
+            known = ", ".join(["sqlite", "http", "https", *PORTS])
+            raise TrackerError(f"tracking.uri must be none or start with one of {known}, got {scheme}")
+    except TrackerError as error:
+        raise TrackerError(str(error).replace("tracking.uri", key)) from None
+    return scheme
 
 
 @final

@@ -1,0 +1,580 @@
+"""`fedrisk-panel`: the command of an ethics panel's members. They work in one folder, which they share.
+
+Exit code 0: done. 1: something is wrong, missing or was refused, said in a sentence. 2: the command was typed wrongly.
+Nothing is signed before it was shown in words. One function for each command, each of which calls a module and shows
+what it found.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+Answer = TypeVar("Answer")
+Folder = Annotated[Path, typer.Option("--folder", help="The panel's folder.")]
+Keys = Annotated[
+    list[str], typer.Option("--key", metavar="NAME=FILE", help="Sign with a member's key. Repeatable.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before signing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+DecisionArgument = Annotated[
+    str, typer.Argument(metavar="DECISION", help="The first 8 digits or more of its SHA-256.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder of a finished run.")]
+HERE = Path("panel")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Decide, as an ethics panel, which model may be used: register a run before it, sign a decision after it.",
+)
+
+
+def now() -> datetime:
+    """The clock; the tests' own where they need another."""
+    return datetime.now(UTC)
+
+
+@app.command()
+def key(
+    name: Annotated[
+        str, typer.Argument(help="The member's name in the panel: small letters, digits, - and _.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The new key file. It never leaves you.")],
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase.")] = False,
+) -> None:
+    """Make a member's key, and print the public half, which goes into panel.toml and to every agency.
+
+    Example: fedrisk-panel key alice --out alice.key --passphrase
+    """
+    from federation.panel.keys import make_key, public_text
+
+    def make() -> str:
+        word = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else None
+        return public_text(make_key(out, word))
+
+    print(f'{name} = "{guarded(make)}"')
+    print(
+        f"{out} is yours alone: whoever has it signs as {name}; keep a copy where nobody else can",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The new folder of the panel.")],
+    name: Annotated[str, typer.Option("--name", help="The panel's name, as agencies pin it.")],
+    member: Annotated[
+        list[str], typer.Option("--member", metavar="NAME=KEY", help="A member's public key. Repeatable.")
+    ],
+    quorum: Annotated[int, typer.Option(help="How many members must sign a decision.")],
+    status_quorum: Annotated[int, typer.Option(help="How many must sign the weekly status.")] = 1,
+    longest_days: Annotated[int, typer.Option(help="No approval is for longer.")] = 90,
+    as_json: AsJson = False,
+) -> None:
+    """Make a panel's folder, and print what each agency puts into its node.toml.
+
+    Example: fedrisk-panel init panel --name "Ethics panel of the North" --quorum 2 --member alice=KEY --member bob=KEY
+    """
+    from federation.decision import Panel
+    from federation.panel import screen
+    from federation.panel.files import PanelError, make_folder, node_section
+
+    def make() -> Panel:
+        values = {
+            "name": name,
+            "quorum": quorum,
+            "status_quorum": status_quorum,
+            "longest_days": longest_days,
+        }
+        members = pairs(member, "--member")
+        if len(members) < len(member):
+            raise PanelError("--member: the same name is there twice")
+        panel = Panel.model_validate(values | {"members": members})
+        make_folder(folder, panel)
+        return panel
+
+    panel = guarded(make)
+    if as_json:
+        screen.show_json(
+            {"fingerprint": panel.fingerprint, "node_toml": node_section(panel), **panel.model_dump()}
+        )
+    else:
+        screen.show_panel(folder, panel)
+
+
+@app.command()
+def fingerprint(folder: Folder = HERE) -> None:
+    """Print the panel's section for node.toml and the digits to read out, again.
+
+    Example: fedrisk-panel fingerprint --folder panel
+    """
+    from federation.panel import screen
+    from federation.panel.files import read_panel
+
+    screen.show_panel(folder, guarded(lambda: read_panel(folder)))
+
+
+@app.command()
+def register(
+    registration: Annotated[
+        Path, typer.Argument(help="The draft that `fedrisk draft` wrote: YAML, JSON or TOML.")
+    ],
+    keys: Keys,
+    folder: Folder = HERE,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the signed registration goes, once it is complete.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Register a run before it is trained: what, on whom, for what, and by what it will be judged.
+
+    Once a quorum has signed, the run is started with registration=FILE, and nothing of it can be changed.
+
+    Example: fedrisk-panel register registration.yaml --key alice=alice.key --out registration.json
+    """
+    from federation.panel.drafting import read_registration
+
+    panel = _panel(folder)
+    statement = guarded(lambda: read_registration(registration, panel, now()))
+    _sign(folder, statement, keys, yes, out)
+
+
+@app.command()
+def sign(
+    draft: Annotated[
+        str, typer.Argument(metavar="DRAFT", help="Its file in drafts/, or the first 8 digits or more.")
+    ],
+    keys: Keys,
+    folder: Folder = HERE,
+    run: Annotated[
+        Path | None, typer.Option(help="Of a decision: first compare it with this run's folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a registration: where it goes, once it is complete.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Sign what another member drafted. Read what is shown first; the report too, where it is a decision.
+
+    Example: fedrisk-panel sign 3f9a41c2 --key bob=bob.key --run outputs/early-help-20310304
+    """
+    from federation.panel.signing import find_draft
+
+    signed = guarded(lambda: find_draft(folder, draft))
+    if run is not None:
+        place = run
+        guarded(lambda: _is_about(place, signed))
+    elif signed.kind == "decision":
+        print("not compared with the run's files: --run RUN_FOLDER does that before you sign\n")
+    _sign_signed(folder, signed, keys, yes, out)
+
+
+@app.command()
+def decide(
+    run: RunFolder,
+    keys: Keys,
+    verdict: Annotated[
+        str, typer.Option(help="approve, approve_with_conditions, more_information, reject or suspend.")
+    ],
+    rationale: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="Why.")],
+    dissent: Annotated[
+        str, typer.Option(metavar="TEXT|@FILE", help="Who disagreed and why; none if nobody did.")
+    ],
+    owner: Annotated[str, typer.Option(help="Who answers for the model's use.")],
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=TEXT", help="What must hold before it is used. Repeatable."),
+    ] = None,
+    limit_capacity: Annotated[
+        int | None, typer.Option(help="The most people that one list may have.")
+    ] = None,
+    limit_agency: Annotated[
+        list[str] | None, typer.Option(help="Who may use it; default: all. Repeatable.")
+    ] = None,
+    local_recalibration: Annotated[
+        bool, typer.Option("--local-recalibration", help="Allow scores corrected on an agency's own records.")
+    ] = False,
+    rereferral: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What brings it back to the panel. Repeatable.")
+    ] = None,
+    expires: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Default of an approval: longest_days.")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="What `fedrisk audit` wrote, where a gate asks for one.")
+    ] = None,
+    folder: Folder = HERE,
+    yes: Yes = False,
+) -> None:
+    """Decide on a finished run. Its report, result, card, weights and gates are bound byte for byte.
+
+    The gates that were registered are held against the result; a model that failed one cannot be approved.
+
+    Example: fedrisk-panel decide outputs/early-help-20310304 --verdict approve --rationale @minutes.txt --dissent none --owner "head of safeguarding" --rereferral "AUC below 0.70" --key alice=alice.key
+    """
+    from federation.panel import screen
+    from federation.panel.drafting import Wanted, draft_decision, keep_gates
+
+    panel = _panel(folder)
+    wanted = guarded(
+        lambda: Wanted(
+            verdict=verdict,
+            rationale=text_of(rationale),
+            dissent=text_of(dissent),
+            owner=owner,
+            conditions=pairs(condition or [], "--condition"),
+            capacity=limit_capacity,
+            agencies=limit_agency or None,
+            local_recalibration=local_recalibration,
+            rereferral=rereferral or [],
+            days=expires,
+        )
+    )
+    report, make = guarded(lambda: draft_decision(run, _entries(folder), panel, wanted, audit, now()))
+    screen.show_gates(report)
+    statement = guarded(make)
+    _sign(folder, statement, keys, yes, None, before=lambda: keep_gates(run, report))
+
+
+@app.command()
+def met(
+    decision: DecisionArgument,
+    condition: Annotated[str, typer.Argument(metavar="CONDITION", help="Its id in the decision.")],
+    evidence: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="What shows it.")],
+    keys: Keys,
+    folder: Folder = HERE,
+    yes: Yes = False,
+) -> None:
+    """Say that a condition of a decision holds now, and what shows it.
+
+    Example: fedrisk-panel met 3f9a41c2 training --evidence "list of 4 March" --key alice=alice.key --key bob=bob.key
+    """
+    from federation.decision import ConditionMet
+    from federation.panel.decisions import find_decision, made
+
+    panel = _panel(folder)
+
+    def draft() -> ConditionMet:
+        digest = find_decision(_entries(folder), decision).sha256
+        facts = {"panel": panel.name, "decision_sha256": digest, "condition": condition, "met": now()}
+        return made(ConditionMet, facts | {"evidence": text_of(evidence)})
+
+    _sign(folder, guarded(draft), keys, yes, None)
+
+
+@app.command()
+def status(decision: DecisionArgument, keys: Keys, folder: Folder = HERE, yes: Yes = False) -> None:
+    """Say that a decision is in force, for the next 7 days. Without that no node uses the model.
+
+    Example: fedrisk-panel status 3f9a41c2 --key alice=alice.key
+    """
+    _say(folder, decision, {"state": "in_force"}, keys, yes)
+
+
+@app.command()
+def suspend(
+    decision: DecisionArgument,
+    reason: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="Why.")],
+    keys: Keys,
+    folder: Folder = HERE,
+    yes: Yes = False,
+) -> None:
+    """Suspend a decision: then only a new decision allows the model again. Deliver it to the agencies at once.
+
+    Example: fedrisk-panel suspend 3f9a41c2 --reason "drift at the council" --key alice=alice.key
+    """
+    _say(folder, decision, {"state": "suspended", "reason": guarded(lambda: text_of(reason))}, keys, yes)
+
+
+@app.command()
+def deliver(decision: DecisionArgument, run: RunFolder, folder: Folder = HERE) -> None:
+    """Write model/approval.json into a run's folder: what agencies need, a suspension too.
+
+    Example: fedrisk-panel deliver 3f9a41c2 outputs/early-help-20310304
+    """
+    from federation.panel.delivery import deliver as write
+
+    panel = _panel(folder)
+    print(guarded(lambda: write(_entries(folder), decision, run, panel, now())))
+
+
+@app.command()
+def promote(
+    run: RunFolder,
+    uri: Annotated[str, typer.Option("--uri", help="MLflow's address, as in tracking.uri.")],
+    name: Annotated[str, typer.Option("--name", help="The registered model's name in MLflow.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Register a run's model in MLflow as `champion`, only if the panel's approval covers exactly these files now.
+
+    Otherwise the exit code is 1, and all that is missing is listed. Nodes do not ask MLflow: its alias decides nothing.
+
+    Example: fedrisk-panel promote outputs/early-help-20310304 --uri sqlite:///outputs/mlflow.db --name early-help
+    """
+    from dataclasses import asdict
+
+    from federation.panel import screen
+    from federation.panel.delivery import promote as move
+
+    panel = _panel(folder)
+    found = guarded(lambda: move(folder, run, panel, uri, name, now()))
+    if as_json:
+        screen.show_json(asdict(found))
+    else:
+        before = "nothing" if found.before is None else f"version {found.before}"
+        print(f"promoted  {found.name} version {found.version} is the {found.alias}; before it: {before}")
+
+
+@app.command("list")
+def list_(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """The runs that were decided on: verdict, how it stands, until when; and what waits for signatures.
+
+    Example: fedrisk-panel list --folder panel
+    """
+    from federation.panel import screen
+    from federation.panel.delivery import listed
+    from federation.panel.signing import drafts
+
+    _panel(folder)
+    rows, waiting = guarded(lambda: (listed(_entries(folder), now()), [path for path, _ in drafts(folder)]))
+    if as_json:
+        screen.show_json({"decisions": rows, "waiting": [str(path) for path in waiting]})
+    else:
+        screen.show_list(rows, waiting)
+
+
+@app.command()
+def history(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Everything that the panel said, oldest first.
+
+    Example: fedrisk-panel history --folder panel
+    """
+    import json
+
+    from federation.panel import screen
+    from federation.panel.words import in_a_line
+
+    _panel(folder)
+    entries = guarded(lambda: _entries(folder))
+    if as_json:
+        facts = [
+            {"seq": e.seq, "at": e.at, "kind": e.entry.kind, "hash": e.hash, "sha256": e.entry.digest}
+            for e in entries
+        ]
+        said = [json.loads(e.entry.statement) for e in entries]
+        screen.show_json([a | {"statement": b} for a, b in zip(facts, said, strict=True)])
+    else:
+        screen.show_history(guarded(lambda: [(entry, in_a_line(entry)) for entry in entries]))
+
+
+@app.command()
+def verify(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN_FOLDER]...", help="Folders of runs.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(metavar="SEQ:HASH", help="A head from the minutes.")] = None,
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Check the history's chain, every signature and quorum; and of runs each file that a decision binds.
+
+    Example: fedrisk-panel verify outputs/early-help-20310304 --head 12:ab12cd34ef56
+    """
+    from federation.panel import screen
+    from federation.panel.delivery import verified
+
+    panel = _panel(folder)
+    found = guarded(lambda: verified(folder, panel, runs or [], head))
+    if as_json:
+        screen.show_json(found.to_dict())
+    else:
+        for place, decided in found.matching:
+            screen.show_matches(place, decided)
+    if found.problems:
+        stop_with("\n".join(found.problems))
+    if not as_json:
+        print(f"ok  history: {len(found.entries)} entries, the chain and every quorum hold")
+        for entry in found.entries[-1:]:
+            screen.show_head(entry)
+
+
+@app.command()
+def mend(
+    head: Annotated[str, typer.Option(metavar="SEQ:HASH", help="The newest head in the minutes.")],
+    folder: Folder = HERE,
+) -> None:
+    """Remove half a line that a cut-off write left at the end of the history, if nothing before it is missing.
+
+    Example: fedrisk-panel mend --head 12:ab12cd34ef56
+    """
+    from federation.panel.history import mend as remove
+
+    _panel(folder)
+    print(
+        f"mended  {guarded(lambda: remove(folder, head))} bytes after entry {head.partition(':')[0]} were removed"
+    )
+
+
+# --- what the commands share ------------------------------------------------------------------------------
+
+
+def _panel(folder: Path) -> Any:
+    from federation.panel.files import read_panel
+
+    return guarded(lambda: read_panel(folder))
+
+
+def _entries(folder: Path) -> Sequence[Any]:
+    from federation.panel.history import read
+
+    return read(folder)
+
+
+def _say(folder: Path, decision: str, said: Mapping[str, Any], keys: Sequence[str], yes: bool) -> None:
+    """Sign a status of a decision that holds from now."""
+    from federation.decision import Status
+    from federation.panel.decisions import find_decision, made, status_until
+
+    panel = _panel(folder)
+
+    def draft() -> Status:
+        issued, digest = now(), find_decision(_entries(folder), decision).sha256
+        facts = {
+            "panel": panel.name,
+            "decision_sha256": digest,
+            "issued": issued,
+            "expires": status_until(issued),
+        }
+        return made(Status, {**facts, **said})
+
+    _sign(folder, guarded(draft), keys, yes, None)
+
+
+def _is_about(run: Path, signed: Any) -> None:
+    """`PanelError` unless the drafted decision is about the files in `run`."""
+    from federation.decision import Decision
+    from federation.panel.binding import draft_differences
+    from federation.panel.files import PanelError
+    from federation.panel.runs import read_run
+
+    found = draft_differences(read_run(run), signed.digest, signed.read(Decision))
+    if found:
+        raise PanelError("\n".join(found))
+    print(f"ok  {run}: every file is what is being signed\n")
+
+
+def _sign(
+    folder: Path,
+    statement: Any,
+    keys: Sequence[str],
+    yes: bool,
+    out: Path | None,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    from federation.panel.signing import unsigned
+
+    _sign_signed(folder, unsigned(statement), keys, yes, out, before)
+
+
+def _sign_signed(
+    folder: Path,
+    signed: Any,
+    keys: Sequence[str],
+    yes: bool,
+    out: Path | None,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Show it, ask, sign it; write a registration that is complete."""
+    from federation.panel import screen
+    from federation.panel.decisions import check_follows
+    from federation.panel.files import write_new
+    from federation.panel.keys import members_keys
+    from federation.panel.signing import add_signatures, registration_path
+
+    panel = _panel(folder)
+    guarded(lambda: check_follows(_entries(folder), signed, panel, now()))
+    files = guarded(lambda: {name: Path(file) for name, file in pairs(keys, "--key").items()})
+    held = guarded(lambda: members_keys(files, panel, _ask))
+    goes_to = out or registration_path(folder, signed)
+    if signed.kind == "registration" and goes_to.exists():
+        stop_with(f"{goes_to} exists and stays as it is: name another file with --out")
+    screen.show_signing(signed)
+    if not yes and not typer.confirm(f"Sign this as {' and '.join(held)}?"):
+        stop_with("nothing was signed")
+    guarded(before)
+    found = guarded(lambda: add_signatures(folder, panel, signed, held, now()))
+    screen.show_progress(found)
+    if found.entry is not None and found.signed.kind == "registration":
+        guarded(lambda: write_new(goes_to, found.signed.canonical.encode()))
+        print(f"start   the run with registration={goes_to}")
+
+
+def _ask(question: str) -> str:
+    return str(typer.prompt(question, hide_input=True))
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping, in their order."""
+    from federation.panel.files import PanelError
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise PanelError(f"{option} must be NAME=VALUE, got {text!r}")
+        found[name] = value
+    return found
+
+
+def text_of(text: str) -> str:
+    """`text`, or what is in FILE of `@FILE`."""
+    from federation.panel.files import PanelError
+
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise PanelError(f"{text[1:]} cannot be read: name a text file after @") from None
+
+
+def guarded(act: Callable[[], Answer]) -> Answer:
+    """Run `act`; a known problem is said in its sentences."""
+    from pydantic import ValidationError
+
+    from federation.decision import DecisionError
+    from federation.panel.files import PanelError
+    from federation.plan import sentences
+    from federation.server.registry import RegistryError
+
+    try:
+        return act()
+    except (PanelError, DecisionError, RegistryError) as error:
+        stop_with(str(error))
+    except ValidationError as error:
+        stop_with("\n".join(sentences(error)))
+    except OSError as error:
+        what = error.filename or "a file"
+        stop_with(f"{what} cannot be used ({error.strerror}): see to its permissions, and to free space")
+
+
+def stop_with(text: str) -> NoReturn:
+    """Print each line of `text` to stderr and leave with exit code 1."""
+    for sentence in text.splitlines():
+        print(f"fedrisk-panel: {sentence}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

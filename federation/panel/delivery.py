@@ -1,0 +1,126 @@
+"""What leaves a panel's folder: an approval for the nodes, a promotion in MLflow, and what anyone can check of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from federation.decision import DecisionError, Panel
+from federation.panel.binding import approval_of, decision_on, false_entries, false_run, missing, permission
+from federation.panel.decisions import Decided, all_decided, day, find_decision
+from federation.panel.files import PanelError, write_whole
+from federation.panel.history import Entry, check_head, read
+from federation.panel.runs import APPROVAL, MODEL, read_run
+from federation.panel.signing import false_registrations
+from federation.panel.words import VERDICTS, state_of
+
+if TYPE_CHECKING:
+    from federation.server.registry import Promoted
+
+
+def deliver(entries: Sequence[Entry], named: str, folder: Path, panel: Panel, now: datetime) -> str:
+    """Write model/approval.json of the decision that begins with `named`; what it allows, in words."""
+    run, decided = read_run(folder), find_decision(entries, named)
+    subject = decided.decision.subject
+    for field in ("card_sha256", "weights_sha256"):
+        if run.hashes.get(field) != getattr(subject, field):
+            raise PanelError(
+                f"{folder} is not the run of decision {decided.sha256[:12]}, or its {MODEL}/ was changed: "
+                f"fedrisk-panel verify {folder} names each file"
+            )
+    if decided.newer and decided.suspension is None:
+        raise PanelError(
+            f"the panel decided on this run anew after {decided.sha256[:12]}: deliver that decision, or suspend this one"
+        )
+    approval = approval_of(entries, decided)
+    path = folder / MODEL / APPROVAL
+    write_whole(path, approval.canonical.encode())
+    try:
+        allowed = permission(approval, run, panel, now)
+    except DecisionError as error:
+        return f"wrote   {path}\nnodes   score nobody with it: {error}"
+    return f"wrote   {path}\nnodes   may score with it until {day(allowed.until)}"
+
+
+def promote(folder: Path, place: Path, panel: Panel, uri: str, name: str, now: datetime) -> "Promoted":
+    """Move MLflow's alias to the run's model; `PanelError` lists all that is missing, and then nothing was moved."""
+    from federation.server import registry
+
+    entries = read(folder)
+    run = read_run(place)
+    problems = [*false_entries(entries, panel), *missing(entries, run, panel, now)]
+    if problems:
+        raise PanelError("\n".join([*problems, "not promoted: nothing in MLflow was changed"]))
+    decided = decision_on(entries, run)
+    card, expires = run.card, decided.decision.expires
+    tags = {
+        "panel.decision_sha256": decided.sha256,
+        "panel.verdict": decided.decision.verdict,
+        "panel.expires": "" if expires is None else expires.isoformat(),
+        "panel.registration_sha256": decided.decision.subject.registration_sha256,
+        "fedrisk.weights_sha256": card.weights_sha256,
+        "fedrisk.run_id": card.run_id,
+    }
+    features = int(run.result["model"]["features"])
+    return registry.promote(
+        uri, name, place / MODEL, card.model, features, card.run_id, card.experiment, tags
+    )
+
+
+def listed(entries: Sequence[Entry], now: datetime) -> list[dict[str, Any]]:
+    """Each decision with how it stands, the newest last."""
+    rows = []
+    for each in all_decided(entries):
+        state, until = state_of(each, now)
+        rows.append(
+            {
+                "short": each.sha256[:12],
+                "decision_sha256": each.sha256,
+                "run_id": each.decision.subject.run_id,
+                "verdict": each.decision.verdict,
+                "said": VERDICTS[each.decision.verdict],
+                "state": state,
+                "until": None if until is None else until.isoformat(),
+                "day": "" if until is None else day(until),
+                "owner": each.decision.owner,
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found; `problems` is empty where all holds."""
+
+    entries: Sequence[Entry]
+    matching: Sequence[tuple[Path, Decided]]
+    problems: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "ok": not self.problems,
+            "entries": len(self.entries),
+            "head": self.entries[-1].head if self.entries else None,
+            "matching": {str(place): decided.sha256 for place, decided in self.matching},
+            "problems": list(self.problems),
+        }
+
+
+def verified(folder: Path, panel: Panel, runs: Sequence[Path], head: str | None) -> Verified:
+    """Check the chain, the head, every quorum, and each file that a decision binds."""
+    problems, matching = [], []
+    try:
+        entries = read(folder)
+        if head is not None:
+            check_head(entries, head)
+    except PanelError as error:
+        return Verified((), (), str(error).splitlines())
+    problems += [*false_entries(entries, panel), *false_registrations(folder, entries)]
+    for place in runs:
+        decided, found = false_run(entries, read_run(place))
+        problems += found
+        if decided is not None and not found:
+            matching.append((place, decided))
+    return Verified(entries, matching, problems)

@@ -1,0 +1,130 @@
+"""Statements as they are drafted: a registration from the data scientist's file, a decision from a run and what people say."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from federation.decision import APPROVALS, Decision, Panel, Registration
+from federation.panel.decisions import made
+from federation.panel.files import PanelError, write_whole
+from federation.panel.history import Entry
+from federation.panel.runs import GATES, check_run, judged, read_run, subject_of
+from federation.server.gates import GateReport, GatesError, read_gates
+
+OURS = ("panel", "registered")  # what the panel says of a registration, and its draft does not
+
+
+def read_registration(path: Path, panel: Panel, now: datetime) -> Registration:
+    """The registration that the draft in `path` becomes now; `PanelError` has every problem."""
+    values = _read(path)
+    said = [name for name in OURS if name in values]
+    if said:
+        raise PanelError(
+            f"{path.name}: {' and '.join(said)} must not be there: the panel says that when it signs"
+        )
+    found = made(Registration, values | {"panel": panel.name, "registered": now})
+    try:
+        read_gates(found.gates)
+    except GatesError as error:
+        raise PanelError("\n".join(f"gates.{line}" for line in str(error).splitlines())) from None
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise PanelError(
+            f"{path} cannot be read ({error.strerror}): name the file that `fedrisk draft` wrote"
+        ) from None
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())[:200]
+        raise PanelError(f"{path} is neither YAML, JSON nor TOML ({where}): correct it") from None
+    if not isinstance(found, dict):
+        raise PanelError(f"{path} must hold the settings of a registration, as `fedrisk draft` writes them")
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What people say of a run. `days`: until it expires; None: an approval takes the panel's longest."""
+
+    verdict: str
+    rationale: str
+    dissent: str
+    owner: str
+    conditions: Mapping[str, str]
+    capacity: int | None
+    agencies: Sequence[str] | None
+    local_recalibration: bool
+    rereferral: Sequence[str]
+    days: int | None
+
+
+def draft_decision(
+    run: Path, entries: Sequence[Entry], panel: Panel, wanted: Wanted, audit: Path | None, now: datetime
+) -> tuple[GateReport, Callable[[], Decision]]:
+    """What the gates say of the run, and the decision, or `PanelError` with the gates that forbid it."""
+    found = read_run(run)
+    registration = check_run(found, entries, panel)
+    report = judged(registration, found.result, None if audit is None else _audit(audit))
+    subject = subject_of(found, registration, report)
+
+    def make() -> Decision:
+        approves = wanted.verdict in APPROVALS
+        if approves and not report.passed:
+            raise PanelError(_failed(report))
+        days = panel.longest_days if approves and wanted.days is None else wanted.days
+        if days is not None and not 1 <= days <= panel.longest_days:
+            raise PanelError(
+                f"--expires must be from 1 to the {panel.longest_days} days of panel.toml, got {days}"
+            )
+        facts = {
+            "panel": panel.name,
+            "verdict": wanted.verdict,
+            "decided": now,
+            "expires": None if days is None else now + timedelta(days=days),
+            "subject": subject,
+            "gates_passed": report.passed,
+            "rationale": wanted.rationale,
+            "dissent": wanted.dissent,
+            "owner": wanted.owner,
+            "conditions": [{"id": name, "text": text} for name, text in wanted.conditions.items()],
+            "limits": {
+                "capacity": wanted.capacity,
+                "agencies": wanted.agencies,
+                "local_recalibration": wanted.local_recalibration,
+            },
+            "rereferral": list(wanted.rereferral),
+        }
+        return made(Decision, facts)
+
+    return report, make
+
+
+def keep_gates(run: Path, report: GateReport) -> None:
+    """Write what the gates said beside the decision's other files."""
+    write_whole(run / GATES, report.canonical.encode())
+
+
+def _failed(report: GateReport) -> str:
+    failed = [f"gate {gate.name}: {gate.sentence}" for gate in report.gates if not gate.passed]
+    last = "a model that failed a gate cannot be approved: change the model, or register a run with other gates first"
+    return "\n".join([*failed, last])
+
+
+def _audit(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise PanelError(f"{path} is not what `fedrisk audit` wrote: name its JSON file with --audit")
+    return found

@@ -1,0 +1,89 @@
+"""A panel's folder: panel.toml says who its members are; history.jsonl and drafts/ what they said.
+
+`PanelError` is what any command of a panel says where something does not fit.
+"""
+
+import os
+import secrets
+import tomllib
+from pathlib import Path
+
+import tomli_w
+from pydantic import ValidationError
+
+from federation.decision import Panel
+from federation.plan import sentences
+
+PANEL, HISTORY, DRAFTS = "panel.toml", "history.jsonl", "drafts"
+
+
+class PanelError(ValueError):
+    """What is wrong, which rule, what to do; a line for each problem."""
+
+
+def make_folder(folder: Path, panel: Panel) -> None:
+    """A new panel's folder; nothing that is there is changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DRAFTS).mkdir(exist_ok=True)
+    if (folder / HISTORY).exists():
+        raise PanelError(
+            f"{folder / HISTORY} exists: what a panel said stays with its members; name another folder"
+        )
+    write_new(folder / PANEL, tomli_w.dumps(panel.model_dump()).encode())
+
+
+def read_panel(folder: Path) -> Panel:
+    """Who decides here; `PanelError` has every problem."""
+    path = folder / PANEL
+    try:
+        return Panel.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise PanelError(
+            f"{path} is not there: name the panel's folder with --folder, or make one with fedrisk-panel init"
+        ) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PanelError(f"{path} is not TOML ({error}): correct it") from None
+    except ValidationError as error:
+        raise PanelError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
+
+
+def node_section(panel: Panel) -> str:
+    """The lines that an agency puts into its node.toml."""
+    return tomli_w.dumps({"panel": panel.model_dump()})
+
+
+def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Put `content` into the new file `path`: whole, on the disk, and never in place of another."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    _write(beside, content, mode)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise PanelError(f"{path} exists and stays as it is: name another, or remove it first") from None
+    finally:
+        beside.unlink()
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put `content` into `path` in place of what was there: whole, and on the disk with its name."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    _write(beside, content, 0o644)
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """A file's new name is on the disk only when its folder is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
