@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from clients.policy import Policy
-from federation.decision import DecisionError, Panel, check_registered
+from federation.decision import DecisionError, Panel, read_registered
+from federation.experiment import unlike_registered
 from federation.plan import Reason, TrainPlan
 from federation.privacy import epsilon
 from federation.release import VIEWERS, Event, Viewer
@@ -264,20 +265,24 @@ def _strategies(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
 
 
 def _registration(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
-    """A signature that does not check is refused even where none is asked for: the plan says what is not so."""
+    """What does not check is refused even where no registration is asked for: the plan says what is not so."""
     rule, given = "registration_required", plan.registration
     if given is None:
         no = "no ethics panel registered the plan: a panel signs what will be trained, and for what, before it begins"
         yes = "no panel need have registered the plan"
         return _verdict(rule, not policy.registration_required, Reason.REGISTRATION, yes, no)
+    try:
+        registration = read_registered(given, at.panel)
+    except DecisionError as error:
+        return Verdict(rule, Reason.REGISTRATION, str(error))
+    unlike = unlike_registered(plan, registration, at.contract)
+    if unlike:
+        no = f"the plan is another than was registered, {', '.join(unlike)} differ: an edit after the registration voids it"
+        return Verdict(rule, Reason.REGISTRATION, no)
     if at.panel is None:
         no = "node.toml pins no panel, so nobody here can tell whether a panel registered the plan: add [panel]"
         yes = f"the plan says that registration {given.digest[:16]}... is of it; node.toml pins no panel to check it by"
         return _verdict(rule, not policy.registration_required, Reason.REGISTRATION, yes, no)
-    try:
-        check_registered(given, at.panel)
-    except DecisionError as error:
-        return Verdict(rule, Reason.REGISTRATION, str(error))
     return Verdict(rule, None, f"{at.panel.name} signed the registration {given.digest[:16]}...")
 
 

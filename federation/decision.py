@@ -44,14 +44,25 @@ class DecisionError(ValueError):
 
 
 def _public_key(text: str) -> str:
+    """Written in one way alone, so that no key can be pinned under two names."""
     try:
-        Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+        content = base64.b64decode(text, validate=True)
+        Ed25519PublicKey.from_public_bytes(content)
     except ValueError:
-        raise ValueError("must be an Ed25519 public key, 32 bytes in base64") from None
+        content = b""
+    if not content or base64.b64encode(content).decode() != text:
+        raise ValueError("must be an Ed25519 public key, 32 bytes in base64")
     return text
 
 
+def _of_our_time(at: datetime) -> datetime:
+    if not 2000 <= at.year <= 2200:
+        raise ValueError("must be a time between the years 2000 and 2200")
+    return at
+
+
 PublicKey = Annotated[str, AfterValidator(_public_key)]
+Moment = Annotated[AwareDatetime, AfterValidator(_of_our_time)]
 
 
 class Panel(Agreed):
@@ -129,7 +140,7 @@ class Registration(Statement):
 
     kind: ClassVar[str] = "registration"
 
-    registered: AwareDatetime
+    registered: Moment
     experiment: Slug
     purpose: Slug
     outcome: Text
@@ -182,8 +193,8 @@ class Decision(Statement):
     kind: ClassVar[str] = "decision"
 
     verdict: Verdict
-    decided: AwareDatetime
-    expires: AwareDatetime | None = None
+    decided: Moment
+    expires: Moment | None = None
     subject: Subject
     gates_passed: bool
     rationale: Text
@@ -222,7 +233,7 @@ class ConditionMet(Statement):
 
     decision_sha256: Sha256
     condition: Slug
-    met: AwareDatetime
+    met: Moment
     evidence: Text
 
 
@@ -233,13 +244,13 @@ class Status(Statement):
 
     decision_sha256: Sha256
     state: Literal["in_force", "suspended"]
-    issued: AwareDatetime
-    expires: AwareDatetime
+    issued: Moment
+    expires: Moment
     reason: Text | None = None
 
     @model_validator(mode="after")
     def is_short(self) -> Self:
-        if not self.issued < self.expires <= self.issued + timedelta(days=STATUS_DAYS):
+        if not timedelta(0) < self.expires - self.issued <= timedelta(days=STATUS_DAYS):
             raise ValueError(f"expires must be after issued, by {STATUS_DAYS} days at most")
         if self.state == "suspended" and self.reason is None:
             raise ValueError("a suspension must give its reason")
@@ -310,8 +321,8 @@ class Signed(Agreed):
 
     @property
     def registered(self) -> Registered:
-        """What rides in a plan of a signed registration: its hash and its signatures."""
-        return Registered(digest=self.digest, signatures=dict(self.signatures))
+        """What rides in a plan of a signed registration."""
+        return Registered(statement=self.statement, signatures=dict(self.signatures))
 
 
 class Approval(Agreed):
@@ -324,14 +335,21 @@ class Approval(Agreed):
     status: Signed
 
 
+class Heard(Agreed):
+    """The newest word of the panel on a decision that a machine has heard, and whether it ever heard a suspension."""
+
+    issued: Moment
+    suspended: bool = False
+
+
 class Permission(Agreed):
     """That a panel allows a model for now, and within which limits. `until`: the earliest of what expires."""
 
     decision_sha256: str
     verdict: Verdict
     owner: str
-    until: AwareDatetime
-    status_issued: AwareDatetime
+    until: Moment
+    status_issued: Moment
     limits: Limits
     conditions: tuple[Condition, ...]
 
@@ -344,14 +362,10 @@ def read_approval(text: str) -> Approval:
         raise DecisionError(f"approval.json: {sentences(error)[0]}: get it from the panel again") from None
 
 
-def check_registered(registered: Registered, panel: Panel) -> None:
-    """`DecisionError` unless a quorum of `panel` signed the registration that a plan names by its hash."""
-    signers = panel.signers(Registration.kind, registered.digest, registered.signatures)
-    if len(signers) < panel.quorum:
-        raise DecisionError(
-            f"the plan names a registration that {len(signers)} of the pinned members of {panel.name!r} signed, and "
-            f"{panel.quorum} must: it was changed, or it is another panel's"
-        )
+def read_registered(registered: Registered, panel: Panel | None = None) -> Registration:
+    """The registration in a plan; `DecisionError` where it is none, or a quorum of `panel` did not sign it."""
+    signed = Signed(kind="registration", statement=registered.statement, signatures=registered.signatures)
+    return signed.read(Registration) if panel is None else signed.verify(Registration, panel)
 
 
 def permitted(
@@ -361,19 +375,19 @@ def permitted(
     card_sha256: str,
     *,
     now: datetime,
-    newest_status: datetime | None = None,
+    heard: Heard | None = None,
 ) -> Permission:
     """What `panel` allows with the model of `card`; `DecisionError` says why it is nothing.
 
-    card_sha256: of the bytes of card.json. newest_status: when the newest status that was seen of this decision was
-    issued: one that is older is not believed.
+    card_sha256: of the bytes of card.json. heard: what this machine has heard of the decision before. An older status
+    is not believed, and a suspension is for good: no later status lifts it, so one member cannot undo it.
     """
     registration = approval.registration.verify(Registration, panel)
     decision = approval.decision.verify(Decision, panel)
     _covers(decision, approval.registration.digest, registration, card, card_sha256)
     until = in_force(decision, panel, now=now)
     _conditions_hold(decision, approval, panel)
-    status = _status(approval, panel, now=now, newest=newest_status)
+    status = _status(approval, panel, now=now, heard=heard)
     return Permission(
         decision_sha256=approval.decision.digest,
         verdict=decision.verdict,
@@ -449,16 +463,21 @@ def _conditions_hold(decision: Decision, approval: Approval, panel: Panel) -> No
         )
 
 
-def _status(approval: Approval, panel: Panel, *, now: datetime, newest: datetime | None) -> Status:
+def _status(approval: Approval, panel: Panel, *, now: datetime, heard: Heard | None) -> Status:
     status = approval.status.verify(Status, panel, quorum=panel.status_quorum)
     if status.decision_sha256 != approval.decision.digest:
         raise DecisionError(
             "the status is about another decision: get the newest approval.json from the panel"
         )
-    if newest is not None and status.issued < newest:
+    if heard is not None and heard.suspended and status.state != "suspended":
+        raise DecisionError(
+            "this machine has heard that the panel suspended this decision, and no later word lifts a suspension: "
+            "the panel must decide again before the model is used"
+        )
+    if heard is not None and status.issued < heard.issued:
         raise DecisionError(
             f"the status is of {status.issued:%d %B %Y %H:%M} UTC, and this machine has seen a newer one "
-            f"({newest:%d %B %Y %H:%M}): get the newest approval.json from the panel"
+            f"({heard.issued:%d %B %Y %H:%M}): get the newest approval.json from the panel"
         )
     if status.issued > now + CLOCKS_DIFFER:
         raise DecisionError(

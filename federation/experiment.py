@@ -305,7 +305,17 @@ class Experiment(Agreed):
         except DecisionError as error:
             raise ValueError(f"registration: {error}") from None
         contract = Contract.from_dict(self.contract)
-        differ = changed_keys(registered.terms, self.terms)
+        if not signed.signatures:
+            raise ValueError("registration: nobody has signed it: a quorum of the panel does, before the run")
+        label = contract.label
+        told = {
+            "experiment": self.settings.name,
+            "purpose": self.settings.purpose,
+            "outcome": label.description or label.column,
+            "horizon": label.horizon,
+        }
+        differ = changed_keys({name: getattr(registered, name) for name in told}, told)
+        differ += changed_keys(registered.terms, self.terms)
         if registered.contract_sha256 != contract.sha256:
             differ.append("contract")
         if registered.groups != tuple(group.name for group in contract.groups):
@@ -331,9 +341,8 @@ class Experiment(Agreed):
     @functools.cached_property
     def terms(self) -> dict[str, Any]:
         """What a panel registers of a run beside its contract: the settings, and who takes part with which weight."""
-        return self.settings.terms | {
-            "participants": {p.name: json.loads(p.canonical) for p in self.participants}
-        }
+        participants = [json.loads(participant.canonical) for participant in self.participants]
+        return self.settings.terms | {"participants": participants}
 
     @functools.cached_property
     def data_contract(self) -> Contract:
@@ -436,16 +445,57 @@ class Experiment(Agreed):
             raise SettingsError("the run's configuration is not a fedrisk experiment in base64") from None
 
 
+def unlike_registered(plan: TrainPlan, registration: Registration, contract: Contract) -> list[str]:
+    """The keys of `plan` that are not what the registered terms make; [] where the panel registered this plan.
+
+    An agency has the contract, so it makes the whole plan again from what was signed, and nothing in an order is taken
+    on trust. Noise may differ in its last bits between machines, by a millionth at most.
+    """
+    terms, texts = json.dumps(registration.terms), json.dumps(contract.to_dict())
+    made = _plan_of_terms(terms, texts, plan.run_id, plan.seed is not None)
+    if made is None:
+        return ["registration"]
+    found, expected = (json.loads(each.but(registration=None).canonical) for each in (plan, made))
+    for name in ("noise_multiplier", "tune_sigma", "test_sigma"):
+        if math.isclose(found["privacy"][name], expected["privacy"][name], rel_tol=1e-6):
+            expected["privacy"][name] = found["privacy"][name]
+    return changed_keys(expected, found)
+
+
+@functools.lru_cache(maxsize=64)  # every order of a run asks
+def _plan_of_terms(terms: str, contract: str, run_id: str, simulation: bool) -> TrainPlan | None:
+    """The plan that registered terms make (all JSON); None where they make none."""
+    settings = json.loads(terms)
+    participants = settings.pop("participants", None)
+    whole = {"settings": settings, "contract": json.loads(contract), "participants": participants}
+    try:
+        return checked(Experiment, whole).plan(run_id, simulation=simulation)
+    except SettingsError:
+        return None
+
+
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys whose values differ between two mappings, in order."""
     found = []
     for key in sorted({*before, *after}):
         one, other = before.get(key), after.get(key)
+        one, other = (_by_name(each) for each in (one, other))
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += changed_keys(one, other, f"{prefix}{key}.")
         elif one != other or (key in before) != (key in after):
             found.append(f"{prefix}{key}")
     return found
+
+
+def _by_name(value: Any) -> Any:
+    """A list of things that have a name, as a mapping; anything else as it is. Order counts: it is a key then."""
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, Mapping) and "name" in each for each in value)
+    ):
+        return {str(each["name"]): {"place": at, **each} for at, each in enumerate(value)}
+    return value
 
 
 def _bits(agencies: int, share_std: float, largest: float) -> int:

@@ -110,13 +110,18 @@ class Participant(Agreed):
 
 
 class Registered(Agreed):
-    """A panel's registration of a run, as it rides in the plan: the SHA-256 of what was signed (`digest`), and who signed it.
+    """A panel's registration of a run, as it rides in the plan: the text that was signed, and who signed it.
 
     `federation.decision` says what a registration is, and verifies it against the keys that an agency has pinned.
     """
 
-    digest: Sha256
+    statement: Annotated[str, Field(max_length=200_000)]
     signatures: dict[Slug, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, hex: what is signed, and what a journal keeps."""
+        return hashlib.sha256(self.statement.encode()).hexdigest()
 
 
 class SharedNoise(Agreed):

@@ -12,13 +12,14 @@ from federation.decision import (
     ConditionMet,
     Decision,
     DecisionError,
+    Heard,
     Panel,
     Registration,
     Signed,
     Status,
-    check_registered,
     permitted,
     read_approval,
+    read_registered,
     read_signed,
 )
 
@@ -68,7 +69,12 @@ def test_a_status_is_a_week_old_at_most_and_a_suspension_is_heard():
 
 
 def test_an_older_status_is_not_believed_after_a_newer_one():
-    refused(PANEL.approval(), "has seen a newer one", newest_status=NOW)
+    refused(PANEL.approval(), "has seen a newer one", heard=Heard(issued=NOW))
+    refused(
+        PANEL.approval(),
+        "no later word lifts a suspension",
+        heard=Heard(issued=NOW - timedelta(days=9), suspended=True),
+    )
 
 
 @pytest.mark.parametrize("part", ["registration", "decision", "status"])
@@ -92,6 +98,12 @@ def test_the_same_member_counts_once():
     twice = approval.decision.signatures | {"bob": approval.decision.signatures["alice"]}
     refused(approval.but(decision=approval.decision.but(signatures=twice)), "needs the signatures of 2")
     public = PANEL.panel.members["alice"]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    respelt = (
+        public[:42] + letters[letters.index(public[42]) ^ 1] + "="
+    )  # other unused bits, the same 32 bytes
+    with pytest.raises(ValueError, match="32 bytes in base64"):
+        Panel(name="x", quorum=2, members={"alice": public, "twin": respelt})
     with pytest.raises(ValueError, match="nobody counts twice"):
         Panel(name="x", quorum=2, members={"alice": public, "alicia": public})
 
@@ -157,11 +169,14 @@ def test_what_no_panel_may_decide_cannot_be_written():
 
 def test_a_plan_shows_that_a_registration_was_signed():
     signed = PANEL.signed(PANEL.registration())
-    check_registered(signed.registered, PANEL.panel)
-    with pytest.raises(DecisionError, match="signed, and 2 must"):
-        check_registered(signed.registered.but(digest="0" * 64), PANEL.panel)
-    with pytest.raises(DecisionError, match="1 of the pinned"):
-        check_registered(PANEL.signed(PANEL.registration(), ("bob",)).registered, PANEL.panel)
+    assert read_registered(signed.registered, PANEL.panel) == PANEL.registration()
+    assert signed.registered.digest == signed.digest
+    changed = signed.statement.replace("12 months", "24 months")
+    assert read_registered(signed.registered.but(statement=changed)).horizon == "24 months"
+    with pytest.raises(DecisionError, match="nobody of those pinned"):
+        read_registered(signed.registered.but(statement=changed), PANEL.panel)
+    with pytest.raises(DecisionError, match="and bob of those pinned"):
+        read_registered(PANEL.signed(PANEL.registration(), ("bob",)).registered, PANEL.panel)
 
 
 def test_files_come_back_as_they_were_and_rubbish_is_a_sentence():
@@ -183,6 +198,14 @@ def test_a_key_file_of_somebody_else_signs_nothing_that_counts():
     )
     with pytest.raises(DecisionError, match="and bob of those pinned"):
         signed.verify(Registration, PANEL.panel)
+
+
+@pytest.mark.parametrize("year", [1, 1999, 2201, 9999])
+def test_a_time_that_is_not_ours_is_no_time(year: int) -> None:
+    with pytest.raises(ValueError, match="between the years 2000 and 2200"):
+        PANEL.status(
+            "0" * 64, issued=datetime(year, 6, 1, tzinfo=UTC), expires=datetime(year, 6, 2, tzinfo=UTC)
+        )
 
 
 def test_times_without_a_zone_are_no_times():

@@ -606,3 +606,13 @@ def test_every_problem_has_its_line() -> None:
     with pytest.raises(GatesError) as refusal:
         read_gates({"auc": -1, "brier": 2, "min_people": "many"})
     assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_a_group_that_nobody_can_judge_is_named_beside_the_worst_that_was() -> None:
+    result = good()
+    levels = result["final"]["metrics"]["groups"]
+    attribute = next(iter(levels))
+    level = next(iter(levels[attribute]))
+    levels[attribute][level]["tpr"]["publishable"] = False
+    gate = only(judge(asking({"worst_group": {"tpr": 0.01}}), result))
+    assert f"Not judged, because their numbers are not published: {attribute}: {level}" in gate.sentence

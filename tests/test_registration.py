@@ -96,6 +96,22 @@ def test_agencies_their_weights_groups_and_the_contract_are_registered(make_stud
         with_registration(study, registered(study, groups=["age"]))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("outcome", "nothing about crime"), ("horizon", "5 years"), ("purpose", "ranking"), ("experiment", "x")],
+)
+def test_what_members_read_is_what_the_contract_says(make_study: MakeStudy, field: str, value: str) -> None:
+    study = make_study(*QUICK)
+    with pytest.raises(ValueError, match=f"registered another run, {field} differ"):
+        with_registration(study, registered(study, **{field: value}))
+
+
+def test_what_nobody_signed_is_no_registration(make_study: MakeStudy) -> None:
+    study = make_study(*QUICK)
+    with pytest.raises(ValueError, match="nobody has signed it"):
+        with_registration(study, registered(study).but(signatures={}))
+
+
 def test_something_else_that_the_panel_signed_is_no_registration(make_study: MakeStudy) -> None:
     with pytest.raises(ValueError, match="a registration is needed here, this is a status"):
         with_registration(make_study(*QUICK), PANEL.signed(PANEL.status("0" * 64)))
@@ -195,12 +211,39 @@ def test_a_signature_that_does_not_check_is_refused_even_where_none_is_required(
     signed = registered(study)
     for case, false in enumerate(
         [
-            signed.but(signatures={}),
+            signed.but(signatures={"alice": signed.signatures["alice"]}),
             Signatories.of("alice", "bob", quorum=2).signed(signed.read(Registration)),
         ]
     ):
         (tmp_path / str(case)).mkdir()
         assert answers(tmp_path / str(case), study, false) == [REFUSED, REFUSED]
+
+
+@pytest.mark.parametrize("unpinned", [True, False])
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ("rounds=9", "rounds"),
+        ("local.learning_rate=0.3", "local.learning_rate"),
+        ("privacy.epsilon=2.9", "privacy.noise_multiplier"),
+        ("evaluation.cutoff=0.1", "edges"),
+        ("split.test=0.3", "test_fraction"),
+        ("model=mlp", "model.hidden"),
+    ],
+)
+def test_a_registration_cannot_be_put_on_another_plan(
+    tmp_path: Path, make_study: MakeStudy, edit: str, named: str, unpinned: bool
+) -> None:
+    """A coordinator that replays a right registration: the node makes the plan again from what was signed."""
+    signed = registered(make_study(*QUICK))
+    plan = make_study(*QUICK, edit).experiment.plan("run-1", simulation=False)
+    plan = plan.but(registration=signed.registered)
+    pinned = {} if unpinned else {"panel": PINNED}
+    folder = deployed(tmp_path / "node", permits(budget={"life": 20.0, "delta": 1e-5}), NODE | pinned)
+    assert [ask(folder, order) for order in orders(plan)] == [REFUSED, REFUSED]
+    log = (folder / "log" / "node.log").read_text()
+    assert f"{named}" in log
+    assert "differ: an edit after the registration voids it" in log
 
 
 def test_a_node_that_pins_no_panel_can_require_none(tmp_path: Path, make_study: MakeStudy) -> None:

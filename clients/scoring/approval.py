@@ -1,8 +1,8 @@
 """`approval.json`, beside a model: whether the panel that node.toml pins allows it here now, and within which limits.
 
 Everything is verified offline (`federation.decision`). What this machine remembers is the newest word of the panel on
-each decision that it saw, in `panel-status.json`: an older one is not believed afterwards, so a suspension that
-was seen once stays seen.
+each decision that it saw, in `panel-status.json`: an older one is not believed afterwards, and a suspension that
+was heard once stands for good.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from clients.durable import write_whole
 from clients.folder import NodeError, NodeFile
@@ -23,6 +23,7 @@ from federation.decision import (
     CLOCKS_DIFFER,
     Approval,
     DecisionError,
+    Heard,
     Panel,
     Permission,
     Status,
@@ -33,7 +34,7 @@ from federation.plan import Sha256
 
 APPROVAL = "approval.json"  # beside card.json: where there is none, nothing was decided
 SEEN = "panel-status.json"  # in the node's folder
-_SEEN = TypeAdapter(dict[Sha256, AwareDatetime])
+_SEEN = TypeAdapter(dict[Sha256, Heard])
 REHEARSE = "or add --rehearsal to try the model, and act on nothing that it writes"
 
 
@@ -109,8 +110,8 @@ def read_permission(folder: Path, facts: NodeFile, model: Model, place: Path, no
             f"under [panel] (docs/hosting-a-node.md says how), {REHEARSE}"
         )
     approval = _read(place, panel)
-    newest = _newest(folder, panel, approval, now)
-    found = permitted(approval, panel, model.card, model.card_sha256, now=now, newest_status=newest)
+    heard = _heard(folder, panel, approval, now)
+    found = permitted(approval, panel, model.card, model.card_sha256, now=now, heard=heard)
     agencies = found.limits.agencies
     if agencies is not None and facts.name not in agencies:
         raise ScoringError(
@@ -138,8 +139,8 @@ def _read(place: Path, panel: Panel) -> Approval:
         raise ScoringError(f"{path} cannot be read: get it from the panel again") from None
 
 
-def _newest(folder: Path, panel: Panel, approval: Approval, now: datetime) -> datetime | None:
-    """When the newest status that was ever seen here of this decision was issued; that of `approval` is seen now.
+def _heard(folder: Path, panel: Panel, approval: Approval, now: datetime) -> Heard | None:
+    """What was ever heard here of this decision; the status of `approval` is heard now.
 
     One from the future may be a wrong clock's, and is kept in mind only if it suspends.
     """
@@ -148,20 +149,23 @@ def _newest(folder: Path, panel: Panel, approval: Approval, now: datetime) -> da
         with contextlib.suppress(DecisionError):  # `permitted` says what is wrong with it
             status = approval.status.verify(Status, panel, quorum=panel.status_quorum)
             before = seen.get(status.decision_sha256)
-            counts = status.state == "suspended" or status.issued <= now + CLOCKS_DIFFER
-            if counts and (before is None or status.issued > before):
-                seen[status.decision_sha256] = status.issued
-                write_whole(folder / SEEN, _SEEN.dump_json(seen, indent=1))
+            suspends = status.state == "suspended"
+            if suspends or status.issued <= now + CLOCKS_DIFFER:
+                latest = status.issued if before is None else max(status.issued, before.issued)
+                after = Heard(issued=latest, suspended=suspends or (before is not None and before.suspended))
+                if after != before:
+                    seen[status.decision_sha256] = after
+                    write_whole(folder / SEEN, _SEEN.dump_json(seen, indent=1))
         return seen.get(approval.decision.digest)
 
 
-def _seen(path: Path) -> dict[str, datetime]:
-    """Decision's SHA-256 -> when the newest status of it that was seen was issued."""
+def _seen(path: Path) -> dict[str, Heard]:
+    """By a decision's SHA-256, what was heard of it."""
     try:
         return _SEEN.validate_json(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValidationError:
+    except (OSError, ValidationError):
         raise NodeError(
             f"{path} is damaged, so this machine no longer knows what it heard last from its panel and nobody is scored: "
             "put it back from a copy; or get the newest approval.json from the panel itself, then remove the file"

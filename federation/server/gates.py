@@ -386,11 +386,19 @@ def _groups(gates: Gates, metrics: object) -> Iterator[Gate]:
     for rate, limit in wanted.items():
         found = {name: _interval(_at(table, rate)) for name, table in levels.items()}
         shown = {name: each for name, each in found.items() if isinstance(each, Interval)}
-        yield _worst(f"worst_group.{rate}", RATES[rate], shown, limit)
+        yield _but(_worst(f"worst_group.{rate}", RATES[rate], shown, limit), set(levels) - set(shown))
     if gates.min_people is not None:
         yield _people(levels, gates.min_people)
     if gates.every_group_published:
         yield _published(levels, ("people", *wanted))
+
+
+def _but(gate: Gate, hidden: set[str]) -> Gate:
+    """The gate, which also says whom it could not judge."""
+    if not hidden or gate.value is None:
+        return gate
+    listed = ", ".join(sorted(hidden))
+    return gate.but(sentence=f"{gate.sentence} Not judged, because their numbers are not published: {listed}.")
 
 
 def _worst(
