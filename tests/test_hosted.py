@@ -4,15 +4,21 @@ import json
 import re
 import stat
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from flwr.supernode import node_auth_http_interceptor
 from hosted import CANARY, SETTINGS, Federation, Run, hosted
+from panels import Signatories
 
+from clients import journal
 from clients.flower.link import Link, LinkError
 from clients.keys import make_node_key, node_key
+from experiments.config import compose, read
+from experiments.drafting import draft
+from federation.decision import Registration
 from federation.release import SharedRelease
 
 NAMES = ("clinic", "north", "south")
@@ -78,6 +84,30 @@ def test_three_agencies_share_their_noise(federation: Federation, finished: Run)
         released = [event for _, event in agency.charges()[before[name] :]]
         assert [type(event) for event in released] == [SharedRelease] * 4
         assert not list((agency.folder / "masks").iterdir()), "the secrets went with the last draw"
+
+
+def test_a_registered_run_is_witnessed_by_each_node(federation: Federation, finished: Run) -> None:
+    """From the command line to three nodes: what a panel signed rides in each order, and its hash is in each journal."""
+    settings = [
+        *SETTINGS,
+        f"min_agencies={len(NAMES)}",
+        f"data.agencies={federation.root}/agencies.yaml",
+        "rounds=2",
+    ]
+    drafted = yaml.safe_load(draft(read(compose(settings), tables=False).experiment, {}))
+    panel = Signatories.of("alice", "bob", quorum=2)
+    said = {"panel": panel.panel.name, "registered": datetime.now(UTC).isoformat()}
+    signed = panel.signed(Registration.model_validate(drafted | said))
+    file = federation.root / "registration.json"
+    file.write_text(signed.canonical)
+    run = federation.submit("rounds=2", f"registration={file}")
+    assert federation.until_it_ends(run) == "finished:completed", federation.logs()
+    assert run.result["registration"]["sha256"] == signed.digest
+    for agency in federation.agencies.values():
+        lines = [
+            line.facts for line in journal.read(agency.folder) if line.facts.get("run_id") == run.folder.name
+        ]
+        assert {facts["registration"] for facts in lines if "experiment" in facts} == {signed.digest}
 
 
 def test_a_statistic_is_taken(federation: Federation, finished: Run) -> None:

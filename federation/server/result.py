@@ -72,7 +72,7 @@ def build_result(
         "schema": 1,
         "run_id": facts.run_id,
         "status": "finished",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "fedrisk_version": installed.version(),
         "experiment": settings.name,
         "purpose": settings.purpose,
