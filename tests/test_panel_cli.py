@@ -5,7 +5,7 @@ import json
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,8 @@ import tomli_w
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fake_result import fake_result
+from fake_result import GROUPS as ATTRIBUTES
+from fake_result import KINDS, fake_result
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
@@ -26,12 +27,16 @@ from experiments.config import compose
 from experiments.config import read as read_study
 from experiments.run import run_study
 from federation import installed
-from federation.decision import Panel, Registration, permitted, read_approval, read_signed
+from federation.decision import Decision, Panel, Registration, Signed, permitted, read_approval, read_signed
 from federation.panel import cli
 from federation.panel.cli import app
+from federation.panel.drafting import keep_gates, read_registration
 from federation.panel.files import read_panel
-from federation.panel.history import read
+from federation.panel.history import opened, read
+from federation.panel.keys import read_key
 from federation.panel.report import write_report
+from federation.panel.runs import judged, read_run, subject_of
+from federation.panel.screen import show_gates
 from federation.scorecard import read_card
 from federation.server.card import score_card
 from federation.server.gates import GateReport
@@ -40,6 +45,7 @@ from models.spec import ModelSpec
 
 GATES_FOLDER = Path(__file__).resolve().parent.parent / "conf" / "gates"
 MEMBERS = ("alice", "bob", "chris")
+SLUGS = {name: name.replace("'", "").replace(" ", "-") for name in KINDS}
 GATES = {"auc": 0.5, "net_benefit_gain": None, "agencies_as_registered": False, "simulation_allowed": True}
 SAYS = ("--rationale", "it finds people early", "--dissent", "none", "--owner", "head of safeguarding")
 APPROVE = ("--verdict", "approve", "--rereferral", "AUC below 0.70", *SAYS)
@@ -70,11 +76,21 @@ def panel(*arguments: str | Path, typed: str | None = None) -> Done:
     return Done(result.exit_code, result.stdout, result.stderr)
 
 
+def slugged(result: dict[str, Any]) -> dict[str, Any]:
+    """The made-up result, with agencies named as nodes are."""
+    text = json.dumps(result)
+    for name in KINDS:
+        text = text.replace(json.dumps(name), json.dumps(SLUGS[name]))
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 def write_run(folder: Path, registration: Mapping[str, Any] | None, **changes: Any) -> Path:
     """The folder of a finished run, as `federation.server.app` leaves it; `changes` are of its result."""
     spec = ModelSpec("logistic", ())
-    result = fake_result() | {
+    result = slugged(fake_result()) | {
         "run_id": folder.name,
+        "code_sha256": installed.code_sha256(),
         "created": datetime.now(UTC).isoformat(),
         "registration": registration,
         "scoring": {
@@ -107,8 +123,8 @@ def draft(**changes: Any) -> dict[str, Any]:
         "outcome": "a crisis",
         "horizon": "12 months",
         "contract_sha256": result["contract"]["sha256"],
-        "agencies": ["police", "health"],
-        "groups": ["sex"],
+        "agencies": sorted(SLUGS.values()),
+        "groups": list(ATTRIBUTES),
         "terms": {"rounds": 20, "privacy": {"epsilon": 3.0}},
     } | changes
 
@@ -380,7 +396,15 @@ def test_a_file_that_is_no_draft_is_a_sentence(desk: Desk) -> None:
 
 
 def test_two_people_decide_on_two_calls_and_every_file_is_bound(desk: Desk) -> None:
-    given = ("--limit-capacity", "20", "--limit-agency", "police", "--local-recalibration", "--expires", "30")
+    given = (
+        "--limit-capacity",
+        "20",
+        "--limit-agency",
+        "northgate-police",
+        "--local-recalibration",
+        "--expires",
+        "30",
+    )
     (desk.home / "why.txt").write_text("because\n")
     says = [*APPROVE, *given]
     says[says.index("--rationale") + 1] = f"@{desk.home}/why.txt"
@@ -398,7 +422,11 @@ def test_two_people_decide_on_two_calls_and_every_file_is_bound(desk: Desk) -> N
             decision["subject"][f"{field}_sha256"]
             == hashlib.sha256((desk.run / name).read_bytes()).hexdigest()
         )
-    assert decision["limits"] == {"capacity": 20, "agencies": ["police"], "local_recalibration": True}
+    assert decision["limits"] == {
+        "capacity": 20,
+        "agencies": ["northgate-police"],
+        "local_recalibration": True,
+    }
     lasts = datetime.fromisoformat(decision["expires"]) - datetime.fromisoformat(decision["decided"])
     assert lasts == timedelta(days=30)
     assert GateReport.model_validate_json((desk.run / "gates.json").read_text()).passed
@@ -659,7 +687,8 @@ def test_verify_names_an_approval_that_the_panel_never_made(desk: Desk) -> None:
 def test_verify_names_a_registration_file_that_was_changed(desk: Desk) -> None:
     (desk.home / "more.yaml").write_text(yaml.safe_dump(draft(horizon="6 months")))
     desk.must("register", desk.home / "more.yaml", *desk.both)
-    (file,) = desk.folder.glob("registration-*.json")
+    digest = read(desk.folder)[-1].entry.digest
+    file = desk.folder / f"registration-{digest[:12]}.json"
     desk.must("verify")
     file.write_text(file.read_text().replace("6 months", "9 months"))
     done = desk.does("verify")
@@ -678,6 +707,378 @@ def test_verify_names_an_entry_that_too_few_of_the_pinned_members_signed(desk: D
     assert "entry 1: the registration needs the signatures of 2 members" in done.err
     assert "entry 2: the decision needs" in done.err
     assert isinstance(pinned, Panel)
+
+
+# --- who trusts nobody's draft, file or clock -------------------------------------------------------------
+
+
+def hand_made(desk: Desk, run: Path, **changes: Any) -> str:
+    """A decision that alice wrote and signed with no command, with gates.json beside it, all of them passed."""
+    found = read_run(run)
+    said = json.loads((desk.run / "result.json").read_text())["registration"]
+    signed = Signed.model_validate((found.result["registration"] or said)["signed"])
+    report = judged(signed, found.result, None)
+    passed = [
+        gate.but(passed=True, sentence=gate.sentence.replace("failed", "passed")) for gate in report.gates
+    ]
+    forged = report.but(gates=tuple(passed))
+    keep_gates(run, forged)
+    at = datetime.now(UTC)
+    facts = {
+        "panel": "Panel of the North",
+        "verdict": "approve",
+        "decided": at,
+        "expires": at + timedelta(days=30),
+        "subject": subject_of(found, signed, forged),
+        "gates_passed": True,
+        "rationale": "fine",
+        "dissent": "none",
+        "owner": "head",
+        "rereferral": ("AUC",),
+    }
+    alice = read_key(desk.home / "alice.key", lambda _: "")
+    decision = Signed.of(Decision(**(facts | changes)), {"alice": alice})
+    (desk.folder / "drafts" / f"decision-{decision.digest[:12]}.json").write_text(decision.canonical)
+    return decision.digest
+
+
+def put_entry(desk: Desk, signed: Signed) -> None:
+    """Into the history, whoever signed it, with every hash right."""
+    with opened(desk.folder) as book:
+        book.append(signed, datetime.now(UTC))
+
+
+def test_who_signs_a_decision_has_its_gates_judged_again(desk: Desk) -> None:
+    run = write_run(desk.home / "b", desk.register("strict", gates=GATES | {"auc": 0.99}))
+    before = read(desk.folder)
+    digest = hand_made(desk, run)
+    done = desk.does("sign", digest[:12], *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "name the run's folder with --run, so that what you sign is compared with it" in done.err
+    done = desk.does("sign", digest[:12], "--run", run, *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "judged again, do not say what gates.json says" in done.err
+    assert "gate auc: " in done.err
+    assert read(desk.folder) == before
+
+
+def test_who_signs_a_decision_on_an_unregistered_run_is_told(desk: Desk) -> None:
+    run = write_run(desk.home / "b", None)
+    done = desk.does("sign", hand_made(desk, run)[:12], "--run", run, *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "without a registration" in done.err
+
+
+def test_who_signs_a_decision_of_another_registration_is_told(desk: Desk) -> None:
+    other = desk.register("other", horizon="6 months")
+    subject = subject_of(
+        read_run(desk.run),
+        Signed.model_validate(other["signed"]),
+        judged(Signed.model_validate(other["signed"]), read_run(desk.run).result, None),
+    )
+    digest = hand_made(desk, desk.run, subject=subject)
+    keep_gates(desk.run, judged(Signed.model_validate(other["signed"]), read_run(desk.run).result, None))
+    done = desk.does("sign", digest[:12], "--run", desk.run, *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "the registration_sha256 of the run is" in done.err
+
+
+def test_gates_that_a_quorum_forged_are_found_by_verify_and_promote(desk: Desk) -> None:
+    run = write_run(desk.home / "b", desk.register("strict", gates=GATES | {"auc": 0.99}))
+    digest = hand_made(desk, run)
+    file = desk.folder / "drafts" / f"decision-{digest[:12]}.json"
+    put_entry(desk, read_signed(file.read_text()).sign("bob", read_key(desk.home / "bob.key", lambda _: "")))
+    for command in (("verify", run), ("promote", run, "--uri", "sqlite:///none.db", "--name", "x")):
+        done = desk.does(*command)
+        assert done.code == 1
+        assert "gates.json is not what the registered gates say of result.json" in done.err
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_a_changed_folder_gets_no_approval_and_always_a_suspension(desk: Desk, name: str) -> None:
+    decision = desk.approved()
+    flip(desk.run / name)
+    done = desk.does("deliver", decision, desk.run)
+    assert done.code == 1
+    assert f"{desk.run / name} is not what decision" in done.err
+    assert not (desk.run / "model" / "approval.json").exists()
+    desk.must("suspend", decision, "--reason", "harm", *desk.key("bob"), "--yes")
+    assert "nobody" in desk.must("deliver", decision, desk.run).out
+    assert (desk.run / "model" / "approval.json").exists()
+
+
+def test_gates_that_are_switched_off_are_said_to_be(desk: Desk) -> None:
+    off = {"net_benefit_gain": None, "registered": False, "agencies_as_registered": False}
+    (desk.home / "off.yaml").write_text(yaml.safe_dump(draft(gates=off | {"simulation_allowed": True})))
+    lines = [
+        " ".join(line.split())
+        for line in desk.must(
+            "register", desk.home / "off.yaml", *desk.key("alice"), "--yes"
+        ).out.splitlines()
+    ]
+    for name in (*off, "simulation_allowed"):
+        assert any(line.startswith(f"gate {name} NOT ASKED: ") for line in lines), name
+    assert any(line.startswith("no gate for auc, ") for line in lines)
+    (desk.home / "on.yaml").write_text(yaml.safe_dump(draft(gates={"auc": 0.5})))
+    done = desk.must("register", desk.home / "on.yaml", *desk.key("alice"), "--yes")
+    assert "NOT ASKED" not in done.out
+    assert re.search(r"gate net_benefit_gain +0\.0 *\n", done.out)
+    assert re.search(r"gate registered +true *\n", done.out)
+
+
+def test_a_run_of_another_release_is_not_approved_and_warned_of(desk: Desk) -> None:
+    registration = json.loads((desk.run / "result.json").read_text())["registration"]
+    run = write_run(desk.home / "b", registration, code_sha256="0" * 64)
+    (run / "report.html").write_text("<h1>Perfectly fair.</h1>")
+    refused(desk, run, "decide with the release that made the run")
+    forged = hand_made(desk, run)
+    done = desk.does("sign", forged[:12], "--run", run, *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "decide with the release that made the run" in done.err
+    (desk.folder / "drafts" / f"decision-{forged[:12]}.json").unlink()
+    done = desk.must("decide", run, "--verdict", "reject", *SAYS, *desk.key("alice"), "--yes")
+    assert "take care: " in done.err
+    assert "was not checked" in done.err
+    (waiting,) = (desk.folder / "drafts").iterdir()
+    assert "take care: " in desk.must("sign", waiting, "--run", run, *desk.key("bob"), "--yes").err
+
+
+def backdated(desk: Desk, days: int) -> Signed:
+    (desk.home / "b.yaml").write_text(yaml.safe_dump(draft(outcome="backdated")))
+    at = datetime.now(UTC) - timedelta(days=days)
+    found = read_registration(desk.home / "b.yaml", read_panel(desk.folder), at)
+    return Signed.of(found, {"alice": read_key(desk.home / "alice.key", lambda _: "")})
+
+
+def test_a_registration_is_as_old_as_its_quorum(desk: Desk) -> None:
+    """Dated five days ago, signed by the quorum now; the run's result, of three days ago, was known by then."""
+    signed = backdated(desk, 5)
+    (desk.home / "b.json").write_text(signed.canonical)
+    done = desk.must(
+        "sign", desk.home / "b.json", *desk.key("bob"), "--yes", "--out", desk.home / "full.json"
+    )
+    assert ", 5 days ago" in done.out
+    full = read_signed((desk.home / "full.json").read_text())
+    as_said = {"sha256": full.digest, "signed": json.loads(full.canonical)}
+    created = (datetime.now(UTC) - timedelta(days=3)).isoformat()
+    refused(desk, write_run(desk.home / "b", as_said, created=created), "the quorum had signed")
+
+
+@pytest.mark.parametrize("days", [60, -60])
+def test_a_registration_of_another_time_is_not_signed(desk: Desk, days: int) -> None:
+    (desk.home / "b.json").write_text(backdated(desk, days).canonical)
+    done = desk.does("sign", desk.home / "b.json", *desk.key("bob"), "--yes")
+    assert done.code == 1
+    assert "more than 7 days from now" in done.err
+    assert len(read(desk.folder)) == 1
+
+
+def test_each_registered_term_that_the_result_shows_otherwise_is_named(desk: Desk) -> None:
+    terms = {
+        "rounds": 21,
+        "seed": 8,
+        "model": {"name": "mlp", "hidden": [4]},
+        "privacy": {"mechanism": "shared", "delta": 1e-6},
+        "strategy": {"name": "krum"},
+    }
+    agencies = [*SLUGS.values(), "extra"]
+    run = write_run(desk.home / "b", desk.register("b", terms=terms, agencies=agencies, groups=["sex"]))
+    done = desk.does("decide", run, *APPROVE, *desk.both)
+    assert done.code == 1
+    named = ("number of rounds", "seed", "model", "hidden layers", "privacy mechanism", "delta", "strategy")
+    for what in (*named, "agencies", "groups"):
+        assert f"the {what} of the result is " in done.err
+
+
+def test_an_entry_without_right_signatures_counts_for_nothing(desk: Desk) -> None:
+    decision = read_signed(
+        (desk.folder / "drafts" / f"decision-{hand_made(desk, desk.run)[:12]}.json").read_text()
+    )
+    put_entry(desk, decision.but(signatures={"alice": "x", "bob": "x"}))
+    for command in (
+        ("list",),
+        ("history",),
+        ("status", decision.digest, *desk.both),
+        ("suspend", decision.digest, "--reason", "r", *desk.both),
+        ("met", decision.digest, "c", "--evidence", "e", *desk.both),
+        ("deliver", decision.digest, desk.run),
+        ("decide", desk.run, *APPROVE, *desk.both),
+    ):
+        done = desk.does(*command)
+        assert done.code == 1, command
+        assert "entry 2: the decision needs the signatures of 2 members" in done.err
+
+
+def test_only_right_signatures_are_shown_as_signers(desk: Desk) -> None:
+    desk.register("second", horizon="6 months")
+    history = desk.folder / "history.jsonl"
+    entry = read(desk.folder)[-1].entry
+    history.write_bytes(history.read_bytes().splitlines(keepends=True)[0])
+    put_entry(desk, entry.but(signatures=entry.signatures | {"chris": "x"}))
+    assert "chris" not in desk.must("history").out
+
+
+def test_a_complete_registration_is_never_lost(desk: Desk) -> None:
+    (desk.home / "c.yaml").write_text(yaml.safe_dump(draft(outcome="kept")))
+    done = desk.does("register", desk.home / "c.yaml", *desk.both, "--out", desk.home / "nodir" / "r.json")
+    assert done.code == 1
+    assert "nodir is no folder" in done.err
+    assert len(read(desk.folder)) == 1
+    desk.must("register", desk.home / "c.yaml", *desk.both, "--out", desk.home / "c.json")
+    signed = read(desk.folder)[-1].entry
+    kept = desk.folder / f"registration-{signed.digest[:12]}.json"
+    assert kept.read_text() == (desk.home / "c.json").read_text() == signed.canonical
+    kept.unlink()
+    done = desk.must("sign", signed.digest[:12], "--out", desk.home / "again.json")
+    assert kept.read_text() == (desk.home / "again.json").read_text() == signed.canonical
+    assert len(read(desk.folder)) == 2
+
+
+def test_a_wrong_signature_does_not_wipe_out_a_right_one(desk: Desk) -> None:
+    (desk.home / "c.yaml").write_text(yaml.safe_dump(draft(outcome="merged")))
+    desk.must("register", desk.home / "c.yaml", *desk.key("alice"), "--yes")
+    (waiting,) = (desk.folder / "drafts").iterdir()
+    copy = read_signed(waiting.read_text()).but(signatures={"alice": "AAAA"})
+    (desk.home / "copy.json").write_text(copy.canonical)
+    desk.must("sign", desk.home / "copy.json", *desk.key("bob"), "--yes")
+    assert set(read(desk.folder)[-1].entry.signatures) == {"alice", "bob"}
+
+
+def test_a_file_that_is_no_draft_is_passed_over_by_name(desk: Desk) -> None:
+    desk.must("decide", desk.run, *APPROVE, *desk.key("alice"), "--yes")
+    (waiting,) = (desk.folder / "drafts").iterdir()
+    for name, content in (("a.json", "x"), ("b.json", "[" * 200_000)):
+        (desk.folder / "drafts" / name).write_text(content)
+    done = desk.must("list", "--json")
+    assert done.json["waiting"] == [str(waiting)]
+    for name in ("a.json", "b.json"):
+        assert f"passed over: {desk.folder / 'drafts' / name}" in done.err
+    digits = waiting.stem.rpartition("-")[2]
+    done = desk.must("sign", digits, *desk.key("bob"), "--run", desk.run, "--yes")
+    assert "a.json" in done.err
+    assert len(read(desk.folder)) == 2
+
+
+RESULTS: dict[str, Callable[[str], str | bytes]] = {
+    "nested": lambda text: "[" * 200_000,
+    "contract": lambda text: json.dumps(json.loads(text) | {"contract": "x"}),
+    "no text": lambda text: b"\xff\xfe{}",
+    "first year": lambda text: json.dumps(json.loads(text) | {"created": "0001-01-01T00:00:00+10:00"}),
+    "final": lambda text: json.dumps(json.loads(text) | {"final": 7}),
+    "agencies": lambda text: json.dumps(json.loads(text) | {"agencies": 7}),
+    "privacy": lambda text: json.dumps(json.loads(text) | {"privacy": None}),
+    "NaN": lambda text: text.replace('"seed": 7', '"seed": NaN'),
+    "surrogate": lambda text: json.dumps(json.loads(text) | {"run_id": "\ud800"}),
+    "digits": lambda text: text.replace('"seed": 7', f'"seed": {"1" * 5000}'),
+    "registration": lambda text: json.dumps(json.loads(text) | {"registration": "x"}),
+}
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_a_result_that_is_none_is_a_sentence(desk: Desk, what: str) -> None:
+    file = desk.run / "result.json"
+    content = RESULTS[what](file.read_text())
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command in (("decide", desk.run, *APPROVE, *desk.both), ("verify", desk.run)):
+        done = desk.does(*command)
+        assert done.code == 1
+        assert done.err.startswith("fedrisk-panel: ")
+
+
+DRAFTS: dict[str, str] = {
+    "nested": "a: " + "[" * 20_000,
+    "date": "terms: {a: 2020-01-01}",
+    "no date": "terms: {a: 2020-99-99}",
+    "NaN": "terms: {a: .nan}",
+    "number as a name": "1: 2",
+    "set": "terms: {a: !!set {x}}",
+    "binary": "terms: {a: !!binary /////w==}",
+    "surrogate": 'outcome: "\\ud800"',
+    "itself": "terms: &a {x: *a}",
+}
+
+
+@pytest.mark.parametrize("what", DRAFTS)
+def test_yaml_that_json_has_not_is_a_sentence(desk: Desk, what: str) -> None:
+    known = {key: value for key, value in draft().items() if key not in ("terms", "outcome")}
+    rest = "" if "outcome" in DRAFTS[what] else "\noutcome: x"
+    (desk.home / "bad.yaml").write_text(f"{yaml.safe_dump(known)}\n{DRAFTS[what]}{rest}\n")
+    done = desk.does("register", desk.home / "bad.yaml", *desk.key("alice"), "--yes")
+    assert done.code == 1
+    assert done.err.startswith("fedrisk-panel: ")
+    assert "bad.yaml" in done.err
+    assert not list((desk.folder / "drafts").iterdir())
+
+
+def test_other_files_that_are_nested_too_deeply_are_a_sentence(desk: Desk) -> None:
+    deep = desk.home / "deep.json"
+    deep.write_text("[" * 200_000)
+    history = desk.folder / "history.jsonl"
+    before = history.read_bytes()
+    for command in (
+        ("decide", desk.run, *APPROVE, *desk.both, "--audit", deep),
+        ("sign", deep, *desk.key("alice"), "--yes"),
+        ("decide", desk.run, *APPROVE, *desk.both, "--expires", "9" * 12),
+    ):
+        done = desk.does(*command)
+        assert (done.code, done.err[:15]) == (1, "fedrisk-panel: ")
+    history.write_bytes(before + b"[" * 200_000 + b"\n")
+    assert "entry 2 is not as it was written" in desk.does("verify").err
+    history.write_bytes(before)
+    (desk.run / "model" / "card.json").write_text("[" * 200_000)
+    assert desk.does("decide", desk.run, *APPROVE, *desk.both).code == 1
+    (desk.folder / "panel.toml").write_text("a = " + "[" * 50_000)
+    assert desk.does("list").code == 1
+
+
+def test_an_approval_that_was_withdrawn_by_another_verdict_can_be_taken_back(desk: Desk) -> None:
+    old = desk.approved()
+    desk.must("deliver", old, desk.run)
+    done = desk.must("decide", desk.run, "--verdict", "reject", *SAYS, *desk.both)
+    commands = re.findall(r"fedrisk-panel (suspend|deliver) ([0-9a-f]{12}) ?(\S*)", done.out)
+    assert commands[0][:2] == ("suspend", old[:12])
+    assert commands[-1] == ("deliver", old[:12], str(desk.run))
+    new = desk.must("list", "--json").json["decisions"][-1]["decision_sha256"]
+    assert f"suspend {old[:12]}" in desk.does("deliver", new, desk.run).err
+    assert f"suspend {old[:12]}" in desk.does("verify", desk.run).err
+    desk.must("suspend", old[:12], "--reason", "rejected", *desk.key("alice"), "--yes")
+    assert "nobody" in desk.must("deliver", old[:12], desk.run).out
+    desk.must("verify", desk.run)
+    assert "nothing is to be delivered" in desk.does("deliver", new, desk.run).err
+
+
+def test_verify_names_an_approval_of_before_the_suspension(desk: Desk) -> None:
+    decision = desk.approved()
+    desk.must("deliver", decision, desk.run)
+    file = desk.run / "model" / "approval.json"
+    before = file.read_bytes()
+    desk.must("suspend", decision, "--reason", "harm", *desk.key("bob"), "--yes")
+    desk.must("deliver", decision, desk.run)
+    desk.must("verify", desk.run)
+    file.write_bytes(before)
+    done = desk.does("verify", desk.run)
+    assert done.code == 1
+    assert "the panel has said more of decision" in done.err
+
+
+def test_nothing_in_a_result_moves_the_terminal(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    registration = desk.register("named", gates=GATES | {"agencies_as_registered": True})
+    result = json.loads((desk.run / "result.json").read_text())
+    agencies = result["agencies"]
+    agencies["x\x1b[8m\x1b]0;pwn\x07"] = dict(next(iter(agencies.values())), status="trained")
+    run = write_run(desk.home / "b", registration, agencies=agencies)
+    done = desk.does("decide", run, *APPROVE, *desk.both)
+    assert done.code == 1
+    assert "pwn" in done.err
+    assert not {"\x1b", "\x07"} & set(done.out + done.err)
+    report = judged(Signed.model_validate(registration["signed"]), read_run(run).result, None)
+    show_gates(report)
+    shown = capsys.readouterr().out
+    assert "pwn" in shown
+    assert not {"\x1b", "\x07"} & set(shown)
 
 
 def test_a_real_run_from_its_draft_to_its_approval(desk: Desk, folder: Path) -> None:

@@ -149,29 +149,47 @@ def sign(
     draft: Annotated[
         str, typer.Argument(metavar="DRAFT", help="Its file in drafts/, or the first 8 digits or more.")
     ],
-    keys: Keys,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="NAME=FILE", help="Sign with a member's key. Repeatable."),
+    ] = None,
     folder: Folder = HERE,
     run: Annotated[
-        Path | None, typer.Option(help="Of a decision: first compare it with this run's folder.")
+        Path | None,
+        typer.Option(help="Of a decision, always: the run's folder, which is judged again before you sign."),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="The audit that `decide` was given, where it was given one.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Of a registration: where it goes, once it is complete.")
+        Path | None, typer.Option(help="Of a registration: a copy for the run, once it is complete.")
     ] = None,
     yes: Yes = False,
 ) -> None:
     """Sign what another member drafted. Read what is shown first; the report too, where it is a decision.
 
+    Of a registration that is complete already, this writes its file again, with --out a copy too.
+
     Example: fedrisk-panel sign 3f9a41c2 --key bob=bob.key --run outputs/early-help-20310304
     """
-    from federation.panel.signing import find_draft
+    from federation.panel.signing import drafts, find_draft, find_registered
 
+    _panel(folder)
+    complete = guarded(lambda: find_registered(_entries(folder), draft))
+    if complete is not None:
+        guarded(lambda: _check_out(out))
+        guarded(lambda: _write_registration(folder, complete, out))
+        return
+    if not keys:
+        raise typer.BadParameter("say with --key NAME=FILE who signs")
+    warn(guarded(lambda: drafts(folder)[1]))
     signed = guarded(lambda: find_draft(folder, draft))
-    if run is not None:
+    if signed.kind == "decision":
+        if run is None:
+            stop_with("name the run's folder with --run, so that what you sign is compared with it")
         place = run
-        guarded(lambda: _is_about(place, signed))
-    elif signed.kind == "decision":
-        print("not compared with the run's files: --run RUN_FOLDER does that before you sign\n")
-    _sign_signed(folder, signed, keys, yes, out)
+        guarded(lambda: _is_about(folder, place, signed, audit))
+    _sign_signed(folder, signed, keys, yes, out, run=run)
 
 
 @app.command()
@@ -218,7 +236,7 @@ def decide(
     Example: fedrisk-panel decide outputs/early-help-20310304 --verdict approve --rationale @minutes.txt --dissent none --owner "head of safeguarding" --rereferral "AUC below 0.70" --key alice=alice.key
     """
     from federation.panel import screen
-    from federation.panel.drafting import Wanted, draft_decision, keep_gates
+    from federation.panel.drafting import Wanted, draft_decision, keep_gates, other_releases
 
     panel = _panel(folder)
     wanted = guarded(
@@ -236,9 +254,10 @@ def decide(
         )
     )
     report, make = guarded(lambda: draft_decision(run, _entries(folder), panel, wanted, audit, now()))
-    screen.show_gates(report)
+    guarded(lambda: screen.show_gates(report))
     statement = guarded(make)
-    _sign(folder, statement, keys, yes, None, before=lambda: keep_gates(run, report))
+    warn(guarded(lambda: other_releases(run)))
+    _sign(folder, statement, keys, yes, None, before=lambda: keep_gates(run, report), run=run)
 
 
 @app.command()
@@ -300,7 +319,7 @@ def deliver(decision: DecisionArgument, run: RunFolder, folder: Folder = HERE) -
     from federation.panel.delivery import deliver as write
 
     panel = _panel(folder)
-    print(guarded(lambda: write(_entries(folder), decision, run, panel, now())))
+    print(shown(guarded(lambda: write(_entries(folder), decision, run, panel, now()))))
 
 
 @app.command()
@@ -342,7 +361,9 @@ def list_(folder: Folder = HERE, as_json: AsJson = False) -> None:
     from federation.panel.signing import drafts
 
     _panel(folder)
-    rows, waiting = guarded(lambda: (listed(_entries(folder), now()), [path for path, _ in drafts(folder)]))
+    rows, (found, passed_over) = guarded(lambda: (listed(_entries(folder), now()), drafts(folder)))
+    waiting = [path for path, _ in found]
+    warn(passed_over)
     if as_json:
         screen.show_json({"decisions": rows, "waiting": [str(path) for path in waiting]})
     else:
@@ -360,7 +381,7 @@ def history(folder: Folder = HERE, as_json: AsJson = False) -> None:
     from federation.panel import screen
     from federation.panel.words import in_a_line
 
-    _panel(folder)
+    panel = _panel(folder)
     entries = guarded(lambda: _entries(folder))
     if as_json:
         facts = [
@@ -370,7 +391,7 @@ def history(folder: Folder = HERE, as_json: AsJson = False) -> None:
         said = [json.loads(e.entry.statement) for e in entries]
         screen.show_json([a | {"statement": b} for a, b in zip(facts, said, strict=True)])
     else:
-        screen.show_history(guarded(lambda: [(entry, in_a_line(entry)) for entry in entries]))
+        screen.show_history(guarded(lambda: [(entry, in_a_line(entry, panel)) for entry in entries]))
 
 
 @app.command()
@@ -431,9 +452,16 @@ def _panel(folder: Path) -> Any:
 
 
 def _entries(folder: Path) -> Sequence[Any]:
+    """The history; `PanelError` where an entry in it does not count, so that nothing is built on it."""
+    from federation.panel.binding import false_entries
+    from federation.panel.files import PanelError, read_panel
     from federation.panel.history import read
 
-    return read(folder)
+    entries = read(folder)
+    found = false_entries(entries, read_panel(folder))
+    if found:
+        raise PanelError("\n".join(found))
+    return entries
 
 
 def _say(folder: Path, decision: str, said: Mapping[str, Any], keys: Sequence[str], yes: bool) -> None:
@@ -456,17 +484,46 @@ def _say(folder: Path, decision: str, said: Mapping[str, Any], keys: Sequence[st
     _sign(folder, guarded(draft), keys, yes, None)
 
 
-def _is_about(run: Path, signed: Any) -> None:
-    """`PanelError` unless the drafted decision is about the files in `run`."""
+def _is_about(folder: Path, run: Path, signed: Any, audit: Path | None) -> None:
+    """`PanelError` unless the drafted decision is what `decide` would draft of the files in `run`."""
     from federation.decision import Decision
-    from federation.panel.binding import draft_differences
-    from federation.panel.files import PanelError
-    from federation.panel.runs import read_run
+    from federation.panel import screen
+    from federation.panel.binding import check_draft
+    from federation.panel.drafting import other_releases, read_audit
+    from federation.panel.files import read_panel
+    from federation.panel.runs import check_code, read_run
 
-    found = draft_differences(read_run(run), signed.digest, signed.read(Decision))
-    if found:
-        raise PanelError("\n".join(found))
-    print(f"ok  {run}: every file is what is being signed\n")
+    found, given = read_run(run), None if audit is None else read_audit(audit)
+    report = check_draft(found, signed, _entries(folder), read_panel(folder), given)
+    if signed.read(Decision).approves:
+        check_code(found)
+    warn(other_releases(run))
+    print(f"ok  {run}: every file is what is being signed, and the gates were judged again\n")
+    screen.show_gates(report)
+
+
+def _check_out(out: Path | None) -> None:
+    """`PanelError` where a registration cannot be copied there; found out before anything is signed."""
+    from federation.panel.files import PanelError
+
+    if out is None:
+        return
+    if not out.parent.is_dir():
+        raise PanelError(f"{out.parent} is no folder: name another file with --out, or make the folder first")
+    if out.exists() or out.is_symlink():
+        raise PanelError(f"{out} exists and stays as it is: name another file with --out")
+
+
+def _write_registration(folder: Path, signed: Any, out: Path | None) -> None:
+    """The file of a complete registration, in the panel's folder always, and a copy where one is wanted."""
+    from federation.panel.files import write_new, write_whole
+    from federation.panel.signing import registration_path
+
+    content = signed.canonical.encode()
+    write_whole(registration_path(folder, signed), content)
+    if out is not None:
+        write_new(out, content)
+    print(f"start   the run with registration={out or registration_path(folder, signed)}")
 
 
 def _sign(
@@ -476,10 +533,11 @@ def _sign(
     yes: bool,
     out: Path | None,
     before: Callable[[], None] = lambda: None,
+    run: Path | None = None,
 ) -> None:
     from federation.panel.signing import unsigned
 
-    _sign_signed(folder, unsigned(statement), keys, yes, out, before)
+    _sign_signed(folder, guarded(lambda: unsigned(statement)), keys, yes, out, before, run)
 
 
 def _sign_signed(
@@ -489,30 +547,43 @@ def _sign_signed(
     yes: bool,
     out: Path | None,
     before: Callable[[], None] = lambda: None,
+    run: Path | None = None,
 ) -> None:
     """Show it, ask, sign it; write a registration that is complete."""
     from federation.panel import screen
     from federation.panel.decisions import check_follows
-    from federation.panel.files import write_new
     from federation.panel.keys import members_keys
-    from federation.panel.signing import add_signatures, registration_path
+    from federation.panel.signing import add_signatures
 
     panel = _panel(folder)
-    guarded(lambda: check_follows(_entries(folder), signed, panel, now()))
+    guarded(lambda: check_follows(_entries(folder), signed, panel, now(), signing=True))
     files = guarded(lambda: {name: Path(file) for name, file in pairs(keys, "--key").items()})
     held = guarded(lambda: members_keys(files, panel, _ask))
-    goes_to = out or registration_path(folder, signed)
-    if signed.kind == "registration" and goes_to.exists():
-        stop_with(f"{goes_to} exists and stays as it is: name another file with --out")
-    screen.show_signing(signed)
+    if signed.kind == "registration":
+        guarded(lambda: _check_out(out))
+    guarded(lambda: screen.show_signing(signed, now()))
     if not yes and not typer.confirm(f"Sign this as {' and '.join(held)}?"):
         stop_with("nothing was signed")
     guarded(before)
     found = guarded(lambda: add_signatures(folder, panel, signed, held, now()))
     screen.show_progress(found)
     if found.entry is not None and found.signed.kind == "registration":
-        guarded(lambda: write_new(goes_to, found.signed.canonical.encode()))
-        print(f"start   the run with registration={goes_to}")
+        guarded(lambda: _write_registration(folder, found.signed, out))
+    if found.entry is not None and found.signed.kind == "decision":
+        for line in guarded(lambda: _to_withdraw(folder, found.signed, run)):
+            print(f"next    {line}")
+
+
+def _to_withdraw(folder: Path, signed: Any, run: Path | None) -> list[str]:
+    """After a decision that approves nothing: how the approvals before it are taken back from the agencies."""
+    from federation.decision import Decision
+    from federation.panel.binding import withdrawals
+    from federation.panel.decisions import living
+
+    decision = signed.read(Decision)
+    if decision.approves:
+        return []
+    return withdrawals(living(_entries(folder), decision.subject.run_id), run or "RUN_FOLDER")
 
 
 def _ask(question: str) -> str:
@@ -549,7 +620,7 @@ def guarded(act: Callable[[], Answer]) -> Answer:
     from pydantic import ValidationError
 
     from federation.decision import DecisionError
-    from federation.panel.files import PanelError
+    from federation.panel.files import UNREADABLE, PanelError
     from federation.plan import sentences
     from federation.server.registry import RegistryError
 
@@ -562,13 +633,30 @@ def guarded(act: Callable[[], Answer]) -> Answer:
     except OSError as error:
         what = error.filename or "a file"
         stop_with(f"{what} cannot be used ({error.strerror}): see to its permissions, and to free space")
+    except UNREADABLE as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        stop_with(
+            f"something that was given cannot be read ({what}): it is not as fedrisk writes it; nothing more was done"
+        )
 
 
 def stop_with(text: str) -> NoReturn:
     """Print each line of `text` to stderr and leave with exit code 1."""
-    for sentence in text.splitlines():
-        print(f"fedrisk-panel: {sentence}", file=sys.stderr)
+    warn(text.rstrip("\n").split("\n"))
     raise typer.Exit(1)
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Print each to stderr, and go on."""
+    for sentence in sentences:
+        print(f"fedrisk-panel: {shown(sentence)}", file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """`text` as it may stand on a terminal: nothing in it moves or hides what is beside it."""
+    from federation.panel.words import visible
+
+    return visible(text)
 
 
 def main() -> None:

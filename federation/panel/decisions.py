@@ -3,6 +3,7 @@
 Nothing here signs, and nothing asks a network or a clock.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from federation.panel.files import PanelError
 from federation.panel.history import Entry
 from federation.plan import sentences
 
+DRAFT_DAYS = 7  # within which a quorum signs a registration after it was dated
 SHORTEST = 8  # digits by which people may name a statement
 Said = TypeVar("Said", bound=Statement)
 
@@ -118,19 +120,33 @@ def find_decision(entries: Sequence[Entry], begins: str) -> Decided:
     return found[0]
 
 
-def registration_of(entries: Sequence[Entry], digest: str) -> Signed:
-    """The registration of that SHA-256; `PanelError` where this panel has none."""
+def living(entries: Sequence[Entry], run_id: str) -> list[Decided]:
+    """The approvals of a run that nobody has suspended: what was delivered of them still counts at the nodes."""
+    return [
+        each
+        for each in all_decided(entries)
+        if each.decision.subject.run_id == run_id and each.decision.approves and each.suspension is None
+    ]
+
+
+def registration_of(entries: Sequence[Entry], digest: str) -> Entry:
+    """Where the history has the registration of that SHA-256; `PanelError` where this panel has none."""
     for entry in entries:
         if entry.entry.kind == Registration.kind and entry.entry.digest == digest:
-            return entry.entry
+            return entry
     raise PanelError(
         f"the registration {digest[:12]} is not in this panel's history: the run was registered by another panel, or the "
         "history is not whole"
     )
 
 
-def check_follows(entries: Sequence[Entry], signed: Signed, panel: Panel, now: datetime) -> None:
-    """`PanelError` where `signed` cannot be the next that `panel` says, whoever signed it."""
+def check_follows(
+    entries: Sequence[Entry], signed: Signed, panel: Panel, now: datetime, *, signing: bool = False
+) -> None:
+    """`PanelError` where `signed` cannot be the next that `panel` says, whoever signed it.
+
+    signing: it is being signed now, and not read in the history.
+    """
     said = statement_of(signed)
     if said.panel != panel.name:
         raise PanelError(f"it is a statement of the panel {said.panel!r}, and this is {panel.name!r}")
@@ -138,7 +154,13 @@ def check_follows(entries: Sequence[Entry], signed: Signed, panel: Panel, now: d
         raise PanelError(
             "the panel has said exactly this before: it is in the history, and nothing is to be done"
         )
-    if isinstance(said, Decision):
+    if isinstance(said, Registration):
+        if signing and abs(now - said.registered) > timedelta(days=DRAFT_DAYS):
+            raise PanelError(
+                f"the registration says that it is of {day(said.registered)}, more than {DRAFT_DAYS} days from now: a "
+                "registration is dated when it is drafted; draft it again with fedrisk-panel register"
+            )
+    elif isinstance(said, Decision):
         registration_of(entries, said.subject.registration_sha256)
     elif isinstance(said, ConditionMet):
         _check_met(find_decision(entries, said.decision_sha256), said)
@@ -181,5 +203,6 @@ def status_until(now: datetime) -> datetime:
 
 def day(at: datetime) -> str:
     """A time as people write it, UTC."""
-    at = at.astimezone(UTC)
+    with contextlib.suppress(OverflowError):  # at the ends of the calendar
+        at = at.astimezone(UTC)
     return f"{at.day} {at:%B %Y %H:%M} UTC"

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.decision import DecisionError, Panel
-from federation.panel.binding import approval_of, decision_on, false_entries, false_run, missing, permission
+from federation.panel.binding import (
+    approval_of,
+    decision_on,
+    differences,
+    false_entries,
+    false_run,
+    is_about,
+    missing,
+    other_registration,
+    permission,
+)
 from federation.panel.decisions import Decided, all_decided, day, find_decision
 from federation.panel.files import PanelError, write_whole
 from federation.panel.history import Entry, check_head, read
@@ -23,22 +33,27 @@ def deliver(entries: Sequence[Entry], named: str, folder: Path, panel: Panel, no
     """Write model/approval.json of the decision that begins with `named`; what it allows, in words."""
     run, decided = read_run(folder), find_decision(entries, named)
     subject = decided.decision.subject
-    for field in ("card_sha256", "weights_sha256"):
-        if run.hashes.get(field) != getattr(subject, field):
-            raise PanelError(
-                f"{folder} is not the run of decision {decided.sha256[:12]}, or its {MODEL}/ was changed: "
-                f"fedrisk-panel verify {folder} names each file"
-            )
-    if decided.newer and decided.suspension is None:
+    if not is_about(run, subject):
         raise PanelError(
-            f"the panel decided on this run anew after {decided.sha256[:12]}: deliver that decision, or suspend this one"
+            f"{folder} is not the run of decision {decided.sha256[:12]}: name the folder of its run"
         )
+    if decided.suspension is None:  # a suspension must reach the agencies, whatever became of the folder
+        found = [*differences(run, decided), *other_registration(run, decided)]
+        if found:
+            first = f"{folder} is not the run of decision {decided.sha256[:12]}, or was changed: nothing was delivered"
+            raise PanelError("\n".join([first, *found]))
+        if decided.newer:
+            raise PanelError(
+                f"the panel decided on this run anew after {decided.sha256[:12]}: deliver that decision if it is an approval; "
+                f"to take this one back, suspend it and deliver it: fedrisk-panel suspend {decided.sha256[:12]}"
+            )
     approval = approval_of(entries, decided)
     path = folder / MODEL / APPROVAL
+    path.parent.mkdir(exist_ok=True)
     write_whole(path, approval.canonical.encode())
     try:
         allowed = permission(approval, run, panel, now)
-    except DecisionError as error:
+    except (DecisionError, PanelError) as error:
         return f"wrote   {path}\nnodes   score nobody with it: {error}"
     return f"wrote   {path}\nnodes   may score with it until {day(allowed.until)}"
 
@@ -119,7 +134,7 @@ def verified(folder: Path, panel: Panel, runs: Sequence[Path], head: str | None)
         return Verified((), (), str(error).splitlines())
     problems += [*false_entries(entries, panel), *false_registrations(folder, entries)]
     for place in runs:
-        decided, found = false_run(entries, read_run(place))
+        decided, found = false_run(entries, read_run(place), panel)
         problems += found
         if decided is not None and not found:
             matching.append((place, decided))

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,18 @@ import yaml
 
 from federation.decision import APPROVALS, Decision, Panel, Registration
 from federation.panel.decisions import made
-from federation.panel.files import PanelError, write_whole
+from federation.panel.files import UNREADABLE, PanelError, write_whole
 from federation.panel.history import Entry
-from federation.panel.runs import GATES, check_run, judged, read_run, subject_of
+from federation.panel.runs import (
+    GATES,
+    check_code,
+    check_run,
+    judged,
+    other_code,
+    read_json,
+    read_run,
+    subject_of,
+)
 from federation.server.gates import GateReport, GatesError, read_gates
 
 OURS = ("panel", "registered")  # what the panel says of a registration, and its draft does not
@@ -44,11 +53,38 @@ def _read(path: Path) -> dict[str, Any]:
         raise PanelError(
             f"{path} cannot be read ({error.strerror}): name the file that `fedrisk draft` wrote"
         ) from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise PanelError(f"{path} is nested too deeply: name the file that `fedrisk draft` wrote") from None
+    except (yaml.YAMLError, ValueError) as error:  # TOMLDecodeError and a date that is none are ValueErrors
         where = " ".join(str(error).split())[:200]
         raise PanelError(f"{path} is neither YAML, JSON nor TOML ({where}): correct it") from None
     if not isinstance(found, dict):
         raise PanelError(f"{path} must hold the settings of a registration, as `fedrisk draft` writes them")
+    return _plain(found, path)
+
+
+def _plain(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` as JSON has them; `PanelError` where it has no such thing."""
+
+    def refuse(value: object) -> object:
+        if isinstance(value, date | time):
+            raise PanelError(f"{path}: the date {value} must be in quotes, as text")
+        raise PanelError(
+            f"{path}: {type(value).__name__} is nothing that JSON has: use text, numbers and lists"
+        )
+
+    try:
+        text = json.dumps(values, allow_nan=False, ensure_ascii=False, default=refuse)
+        text.encode()
+        found: dict[str, Any] = json.loads(text)
+    except PanelError:
+        raise
+    except UNREADABLE as error:
+        raise PanelError(
+            f"{path} cannot be read as JSON ({error}): use text, finite numbers and lists, nothing that contains itself"
+        ) from None
+    if list(found) != list(values):
+        raise PanelError(f"{path}: every name must be text")
     return found
 
 
@@ -74,13 +110,15 @@ def draft_decision(
     """What the gates say of the run, and the decision, or `PanelError` with the gates that forbid it."""
     found = read_run(run)
     registration = check_run(found, entries, panel)
-    report = judged(registration, found.result, None if audit is None else _audit(audit))
+    report = judged(registration, found.result, None if audit is None else read_audit(audit))
     subject = subject_of(found, registration, report)
 
     def make() -> Decision:
         approves = wanted.verdict in APPROVALS
         if approves and not report.passed:
             raise PanelError(_failed(report))
+        if approves:
+            check_code(found)
         days = panel.longest_days if approves and wanted.days is None else wanted.days
         if days is not None and not 1 <= days <= panel.longest_days:
             raise PanelError(
@@ -109,6 +147,12 @@ def draft_decision(
     return report, make
 
 
+def other_releases(run: Path) -> list[str]:
+    """What to read before signing, where another release made the run."""
+    other = other_code(read_run(run))
+    return [] if other is None else [f"take care: {other}"]
+
+
 def keep_gates(run: Path, report: GateReport) -> None:
     """Write what the gates said beside the decision's other files."""
     write_whole(run / GATES, report.canonical.encode())
@@ -120,10 +164,10 @@ def _failed(report: GateReport) -> str:
     return "\n".join([*failed, last])
 
 
-def _audit(path: Path) -> dict[str, Any]:
+def read_audit(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path.read_bytes())
+    except (OSError, *UNREADABLE):
         found = None
     if not isinstance(found, dict):
         raise PanelError(f"{path} is not what `fedrisk audit` wrote: name its JSON file with --audit")

@@ -14,6 +14,15 @@ from pydantic import ValidationError
 from federation.decision import Panel
 from federation.plan import sentences
 
+# What reading a file that somebody else wrote may raise, where it is nested too deeply or holds other types.
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,  # PydanticSerializationError and DecisionError are too
+)
 PANEL, HISTORY, DRAFTS = "panel.toml", "history.jsonl", "drafts"
 
 
@@ -45,6 +54,8 @@ def read_panel(folder: Path) -> Panel:
         raise PanelError(f"{path} is not TOML ({error}): correct it") from None
     except ValidationError as error:
         raise PanelError("\n".join(f"{path.name}: {line}" for line in sentences(error))) from None
+    except RecursionError:
+        raise PanelError(f"{path} is nested too deeply: correct it") from None
 
 
 def node_section(panel: Panel) -> str:

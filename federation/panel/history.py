@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, final
 
-from federation.decision import DecisionError, Signed, read_signed
-from federation.panel.files import HISTORY, PanelError, sync_folder
+from federation.decision import Signed, read_signed
+from federation.panel.files import HISTORY, UNREADABLE, PanelError, sync_folder
 
 START = "0" * 64
 LOCK = ".lock"
@@ -36,6 +36,12 @@ class Entry:
     previous: str
     entry: Signed
     hash: str
+
+    @property
+    def time(self) -> datetime:
+        """`at` as a time."""
+        found = datetime.fromisoformat(self.at)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
     @property
     def head(self) -> str:
@@ -147,7 +153,7 @@ def _parse(line: bytes) -> Entry | None:
         values = json.loads(line)
         signed = read_signed(_canonical(values["entry"]))
         found = _entry(int(values["seq"]), str(values["at"]), str(values["previous"]), signed)
-    except (DecisionError, KeyError, TypeError, ValueError):
+    except UNREADABLE:  # DecisionError is one
         return None
     return found if _line(found) == line + b"\n" else None
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from federation import installed
 from federation.decision import DecisionError, Panel, Registration, Signed, Subject
 from federation.panel.decisions import day, registration_of
-from federation.panel.files import PanelError
+from federation.panel.files import UNREADABLE, PanelError
 from federation.panel.history import Entry
 from federation.plan import sentences
 from federation.scorecard import CARD, WEIGHTS, CardError, ScoreCard, read_card
@@ -27,6 +27,35 @@ FILES: Mapping[str, str] = {  # what a `Subject` binds -> its file in the run's 
     "weights_sha256": f"{MODEL}/{WEIGHTS}",
     "gates_sha256": GATES,
 }
+
+
+TERMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # where a result shows a term, and the term
+    "seed": (("seed",), ("seed",)),
+    "strategy": (("strategy", "name"), ("strategy", "name")),
+    "privacy mechanism": (("privacy", "mechanism"), ("privacy", "mechanism")),
+    "delta": (("privacy", "delta"), ("privacy", "delta")),
+    "number of rounds": (("rounds_planned",), ("rounds",)),
+    "model": (("model", "name"), ("model", "name")),
+    "hidden layers": (("model", "hidden"), ("model", "hidden")),
+}
+
+
+def at_of(value: object, *keys: str) -> Any:
+    """What lies at `keys` in nested mappings; None where nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def read_json(content: bytes) -> Any:
+    """JSON as a run writes it: no NaN, and nothing that UTF-8 has not. One of `UNREADABLE` where it is none."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    found = json.loads(content, parse_constant=refuse)
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 @final
@@ -45,8 +74,8 @@ class Run:
     def result(self) -> dict[str, Any]:
         """result.json; `PanelError` where it is none."""
         try:
-            found = json.loads(self._need("result_sha256"))
-        except ValueError:
+            found = read_json(self._need("result_sha256"))
+        except UNREADABLE:
             found = None
         if not isinstance(found, dict):
             raise PanelError(
@@ -59,6 +88,10 @@ class Run:
         """model/card.json; `PanelError` where it is none."""
         try:
             return read_card(self._need("card_sha256").decode())
+        except RecursionError:
+            raise PanelError(
+                f"{self.folder / FILES['card_sha256']} is nested too deeply: get it again"
+            ) from None
         except (CardError, UnicodeDecodeError) as error:
             raise PanelError(f"{self.folder / FILES['card_sha256']}: {error}") from None
 
@@ -97,14 +130,21 @@ def read_run(folder: Path) -> Run:
 def check_run(run: Run, entries: Sequence[Entry], panel: Panel) -> Signed:
     """The registration of `run`; `PanelError` has every reason why it cannot be decided on."""
     run.check_whole()
-    signed = _registered(run.result, entries, panel)
-    problems = [*_not_as_registered(run, signed), *_not_one_model(run), *_another_report(run)]
+    signed, entry = _registered(run.result, entries, panel)
+    try:
+        problems = [*_not_as_registered(run, signed, entry), *_not_one_model(run), *_another_report(run)]
+    except PanelError:
+        raise
+    except UNREADABLE:
+        raise PanelError(
+            f"{run.folder / RESULT} is not as a run writes it: get the run's folder again"
+        ) from None
     if problems:
         raise PanelError("\n".join(problems))
     return signed
 
 
-def _registered(result: Mapping[str, Any], entries: Sequence[Entry], panel: Panel) -> Signed:
+def _registered(result: Mapping[str, Any], entries: Sequence[Entry], panel: Panel) -> tuple[Signed, Entry]:
     found = result.get("registration")
     if found is None:
         raise PanelError(
@@ -113,11 +153,11 @@ def _registered(result: Mapping[str, Any], entries: Sequence[Entry], panel: Pane
         )
     try:
         signed = Signed.model_validate(found["signed"])
-    except (KeyError, TypeError, ValidationError):
+    except UNREADABLE:
         raise PanelError(
             f"{RESULT}: the registration in it cannot be read: get the run's folder again"
         ) from None
-    registration_of(entries, signed.digest)
+    entry = registration_of(entries, signed.digest)
     try:
         signed.verify(Registration, panel)
     except DecisionError as error:
@@ -126,10 +166,10 @@ def _registered(result: Mapping[str, Any], entries: Sequence[Entry], panel: Pane
         raise PanelError(
             f"{RESULT}: the registration in it has another SHA-256 than it names: get the folder again"
         )
-    return signed
+    return signed, entry
 
 
-def _not_as_registered(run: Run, signed: Signed) -> Iterator[str]:
+def _not_as_registered(run: Run, signed: Signed, entry: Entry) -> Iterator[str]:
     result, registration = run.result, signed.read(Registration)
     created = _time(result.get("created"))
     if created is None or registration.registered >= created:
@@ -138,11 +178,24 @@ def _not_as_registered(run: Run, signed: Signed) -> Iterator[str]:
             f"the registration is of {day(registration.registered)}, and the result {when}: only a run that was registered "
             "before it began can be decided on"
         )
+    elif entry.time >= created:
+        yield (
+            f"the quorum had signed the registration on {day(entry.time)} (entry {entry.seq}), and the result is of "
+            f"{day(created)}: only a run that was registered before it began can be decided on"
+        )
     told = {
         "experiment": (result.get("experiment"), registration.experiment),
         "purpose": (result.get("purpose"), registration.purpose),
-        "contract": ((result.get("contract") or {}).get("sha256"), registration.contract_sha256),
+        "contract": (at_of(result, "contract", "sha256"), registration.contract_sha256),
+        "agencies": (sorted(result["agencies"]), sorted(registration.agencies)),
     }
+    groups = at_of(result, "final", "metrics", "groups")
+    if isinstance(groups, Mapping):
+        told["groups"] = sorted(groups), sorted(registration.groups)
+    for what, (shown, agreed) in TERMS.items():
+        term = at_of(registration.terms, *agreed)
+        if term is not None:  # what is not in the terms, the experiment has refused or not asked
+            told[what] = at_of(result, *shown), term
     for what, (found, asked) in told.items():
         if found != asked:
             yield f"the {what} of the result is {found!r}, and {asked!r} was registered: it is another run"
@@ -151,7 +204,7 @@ def _not_as_registered(run: Run, signed: Signed) -> Iterator[str]:
 def _not_one_model(run: Run) -> Iterator[str]:
     """Where result, card and weights are not of one run."""
     card, result = run.card, run.result
-    contract = (result.get("contract") or {}).get("sha256")
+    contract = at_of(result, "contract", "sha256")
     if (card.run_id, card.purpose, card.contract_sha256) != (
         result.get("run_id"),
         result.get("purpose"),
@@ -164,11 +217,29 @@ def _not_one_model(run: Run) -> Iterator[str]:
 
 def _another_report(run: Run) -> Iterator[str]:
     """Where report.html, which people read, is not what this code makes of result.json. Other code's is not judged."""
-    if run.result.get("code_sha256") == installed.code_sha256():
+    if other_code(run) is None:
         from federation.panel.report import render_report
 
         if render_report(run.result).encode() != run.content["report_sha256"]:
             yield f"{REPORT} is not the report of {RESULT}: it was changed, or is another run's; get the run's folder again"
+
+
+def other_code(run: Run) -> str | None:
+    """A sentence where another release made the run, so that nothing here can say whether its report is its result's."""
+    made = run.result.get("code_sha256")
+    if made == installed.code_sha256():
+        return None
+    return (
+        f"{run.folder} was made by another release of fedrisk (code {str(made)[:12]}) than this one: whether {REPORT} shows "
+        f"what {RESULT} says was not checked"
+    )
+
+
+def check_code(run: Run) -> None:
+    """`PanelError` where another release made the run: no approval then."""
+    other = other_code(run)
+    if other is not None:
+        raise PanelError(f"{other}; to approve it, decide with the release that made the run")
 
 
 def judged(signed: Signed, result: Mapping[str, Any], audit: Mapping[str, Any] | None) -> GateReport:
@@ -178,6 +249,10 @@ def judged(signed: Signed, result: Mapping[str, Any], audit: Mapping[str, Any] |
     except GatesError as error:
         raise PanelError(
             "\n".join(f"the registered gates: {line}" for line in str(error).splitlines())
+        ) from None
+    except UNREADABLE:
+        raise PanelError(
+            f"{RESULT}, or the audit, is not as it is written by a run: the registered gates cannot be held against it"
         ) from None
 
 
@@ -196,4 +271,4 @@ def _time(text: object) -> datetime | None:
         found = datetime.fromisoformat(str(text))
     except ValueError:
         return None
-    return found if found.tzinfo is not None else None
+    return found if found.tzinfo is not None and 1 < found.year < 9999 else None

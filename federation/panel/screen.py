@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from federation.panel.decisions import Decided
 from federation.panel.files import DRAFTS, PANEL, node_section
 from federation.panel.history import Entry
 from federation.panel.signing import Progress
-from federation.panel.words import NOT_GIVEN, lines_of
+from federation.panel.words import NOT_ASKED, NOT_GIVEN, lines_of, visible
 from federation.server.gates import GateReport
 
 
@@ -32,13 +33,15 @@ def show_panel(folder: Path, panel: Panel) -> None:
     print(f"  {panel.fingerprint}")
 
 
-def show_signing(signed: Signed) -> None:
+def show_signing(signed: Signed, now: datetime) -> None:
     """All that is about to be signed."""
     screen, table = _console(), Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
-    for about, text in lines_of(signed):
+    for about, text in lines_of(signed, now):
         said = f"[red]{NOT_GIVEN}[/]" if text == NOT_GIVEN else escape(text)
+        if text.startswith(NOT_ASKED):
+            said = f"[red]{said}[/]"
         table.add_row(f"[dim]{escape(about)}[/]", said)
     screen.print("[bold]What is being signed[/]\n")
     screen.print(table)
@@ -49,7 +52,8 @@ def show_gates(report: GateReport) -> None:
     """What each gate says."""
     screen, table = _console(), Table.grid(padding=(0, 2))
     for gate in report.gates:
-        table.add_row("[green]✓[/]" if gate.passed else "[red]✗[/]", gate.name, escape(gate.sentence))
+        mark = "[green]✓[/]" if gate.passed else "[red]✗[/]"
+        table.add_row(mark, escape(visible(gate.name)), escape(visible(gate.sentence)))
     screen.print("[bold]The registered gates[/]\n")
     screen.print(table)
     screen.print()
@@ -84,7 +88,10 @@ def show_list(rows: Sequence[dict[str, Any]], waiting: Sequence[Path]) -> None:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(
-                *(escape(str(row[name])) for name in ("short", "run_id", "said", "state", "day", "owner"))
+                *(
+                    escape(visible(str(row[name])))
+                    for name in ("short", "run_id", "said", "state", "day", "owner")
+                )
             )
         _console().print(table)
     for path in waiting:

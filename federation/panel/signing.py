@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.decision import DecisionError, Panel, Registration, Signed, Statement, read_signed
 from federation.panel.decisions import SHORTEST, check_follows, quorum_of
-from federation.panel.files import DRAFTS, PanelError, write_whole
+from federation.panel.files import DRAFTS, UNREADABLE, PanelError, write_whole
 from federation.panel.history import Book, Entry, opened
 
 
@@ -38,16 +38,31 @@ def draft_path(folder: Path, signed: Signed) -> Path:
     return folder / DRAFTS / f"{signed.kind}-{signed.digest[:12]}.json"
 
 
-def drafts(folder: Path) -> list[tuple[Path, Signed]]:
-    """What waits for signatures."""
-    return [(path, _read(path)) for path in sorted((folder / DRAFTS).glob("*.json"))]
+def drafts(folder: Path) -> tuple[list[tuple[Path, Signed]], list[str]]:
+    """What waits for signatures; and of each file in drafts/ that is no draft, why: it is passed over."""
+    waiting, passed_over = [], []
+    for path in sorted((folder / DRAFTS).glob("*.json")):
+        try:
+            waiting.append((path, _read(path)))
+        except (PanelError, OSError) as error:
+            passed_over.append(f"passed over: {error}")
+    return waiting, passed_over
+
+
+def find_registered(entries: Sequence[Entry], named: str) -> Signed | None:
+    """The registration in the history whose SHA-256 begins so, or that is the one in the file `named`."""
+    digits = _read(Path(named)).digest if Path(named).is_file() else named.lower()
+    found = [
+        each.entry for each in entries if each.entry.kind == Registration.kind and _begins(each.entry, digits)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def find_draft(folder: Path, named: str) -> Signed:
     """The draft in the file `named`, or the one in drafts/ whose SHA-256 begins so."""
     if Path(named).is_file():
         return _read(Path(named))
-    waiting = drafts(folder)
+    waiting, _ = drafts(folder)
     found = [each for path, each in waiting if path.name == named or _begins(each, named)]
     if len(found) != 1:
         known = ", ".join(path.name for path, _ in waiting) or "nothing"
@@ -60,18 +75,18 @@ def add_signatures(
 ) -> Progress:
     """Sign `signed` with `keys`. It waits in drafts/ until a quorum has, then it is the history's next entry."""
     with opened(folder) as book:
-        check_follows(book.entries, signed, panel, now)
+        check_follows(book.entries, signed, panel, now, signing=True)
         path = draft_path(folder, signed)
         if path.exists():
-            signed = _merged(signed, _read(path))
+            signed = _merged(_right(signed, panel), _right(_read(path), panel))
         for name, key in keys.items():
             signed = signed.sign(name, key)
         return _kept(book, path, panel, signed, now)
 
 
 def _kept(book: Book, path: Path, panel: Panel, signed: Signed, now: datetime) -> Progress:
-    signers = tuple(sorted(panel.signers(signed.kind, signed.digest, signed.signatures)))
-    signed = signed.but(signatures={name: signed.signatures[name] for name in signers})
+    signed = _right(signed, panel)
+    signers = tuple(signed.signatures)
     needed = quorum_of(panel, signed)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, signed.canonical.encode())
@@ -100,6 +115,12 @@ def false_registrations(folder: Path, entries: Sequence[Entry]) -> list[str]:
     return found
 
 
+def _right(signed: Signed, panel: Panel) -> Signed:
+    """Without the signatures that are none of the panel's: they must not stand in the place of right ones."""
+    signers = panel.signers(signed.kind, signed.digest, signed.signatures)
+    return signed.but(signatures={name: signed.signatures[name] for name in sorted(signers)})
+
+
 def _merged(given: Signed, waiting: Signed) -> Signed:
     if given.digest != waiting.digest:
         raise PanelError("another draft has the same name in drafts/: remove the one that nobody wants")
@@ -115,3 +136,5 @@ def _read(path: Path) -> Signed:
         return read_signed(path.read_text(encoding="utf-8"))
     except (DecisionError, UnicodeDecodeError) as error:
         raise PanelError(f"{path}: {error}") from None
+    except UNREADABLE:
+        raise PanelError(f"{path}: this is not a signed statement of a panel") from None

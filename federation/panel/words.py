@@ -10,6 +10,7 @@ from federation.decision import (
     ConditionMet,
     Decision,
     Limits,
+    Panel,
     Registration,
     Signed,
     Statement,
@@ -17,9 +18,11 @@ from federation.decision import (
     Verdict,
 )
 from federation.panel.decisions import Decided, day, statement_of
+from federation.panel.files import PanelError
 from federation.panel.history import Entry
 from federation.panel.registered import ABOUT, NEXT
 from federation.panel.runs import FILES
+from federation.server.gates import GatesError, read_gates
 
 NOT_GIVEN = "NOT GIVEN"
 VERDICTS: Mapping[Verdict, str] = {
@@ -29,13 +32,22 @@ VERDICTS: Mapping[Verdict, str] = {
     "reject": "rejected",
     "suspend": "suspended",
 }
+NOT_ASKED = "NOT ASKED: "
+SWITCHED_OFF: Mapping[
+    str, tuple[str, str]
+] = {  # a gate that is on by default -> its value where it is off, what is lost
+    "net_benefit_gain": ("null", "that the model is better than flagging everybody or nobody"),
+    "registered": ("false", "that the run was registered before it began"),
+    "agencies_as_registered": ("false", "that only registered agencies trained"),
+    "simulation_allowed": ("true", "that the agencies were real: a simulation passes"),
+}
 Lines = Iterator[tuple[str, str]]  # what it is about, and what is said of it
 
 
-def lines_of(signed: Signed) -> list[tuple[str, str]]:
-    """All that is signed, line by line; the SHA-256 last."""
+def lines_of(signed: Signed, now: datetime | None = None) -> list[tuple[str, str]]:
+    """All that is signed, line by line; the SHA-256 last. now: to say how old a registration is."""
     said = statement_of(signed)
-    lines = [("panel", said.panel), *_lines(said), ("SHA-256 of this text", signed.digest)]
+    lines = [("panel", said.panel), *_lines(said, now), ("SHA-256 of this text", signed.digest)]
     return [(visible(about), visible(text)) for about, text in lines]
 
 
@@ -44,10 +56,10 @@ def visible(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
-def _lines(said: Statement) -> Lines:
+def _lines(said: Statement, now: datetime | None) -> Lines:
     match said:
         case Registration():
-            yield from _registration(said)
+            yield from _registration(said, now)
         case Decision():
             yield from _decision(said)
         case ConditionMet():
@@ -56,9 +68,13 @@ def _lines(said: Statement) -> Lines:
             yield from _status(said)
 
 
-def _registration(said: Registration) -> Lines:
+def _registration(said: Registration, now: datetime | None) -> Lines:
     yield "statement", "REGISTRATION: what will be trained, and by what it will be judged"
-    yield "registered", day(said.registered)
+    days = 0 if now is None else (now - said.registered).days
+    yield (
+        "registered",
+        day(said.registered) + (f", {days} {'day' if days == 1 else 'days'} ago" if days >= 1 else ""),
+    )
     yield "experiment", said.experiment
     yield "purpose", said.purpose
     yield "outcome", said.outcome
@@ -70,11 +86,27 @@ def _registration(said: Registration) -> Lines:
     questions = {"not_for": "What it is not for", **ABOUT, **NEXT}
     for name, answer in answers.items():
         yield questions.get(name, name), answer or NOT_GIVEN
-    gates = list(flat(said.gates))
-    yield from ((f"gate {name}", value) for name, value in gates if value not in ("null", "false"))
-    if not gates:
-        yield "gates", "none beside the built-in ones"
+    yield from _gates(said.gates)
     yield from ((f"setting {name}", value) for name, value in flat(said.terms))
+
+
+def _gates(values: Mapping[str, Any]) -> Lines:
+    """Each gate as it will be judged, those that are on unless somebody switches them off included."""
+    try:
+        gates = read_gates(values)
+    except GatesError as error:
+        raise PanelError("\n".join(f"gates.{line}" for line in str(error).splitlines())) from None
+    rest = []
+    for name, value in flat(gates.model_dump(mode="json")):
+        off, what = SWITCHED_OFF.get(name, ("", ""))
+        if value == off:
+            yield f"gate {name}", f"{NOT_ASKED}{what}"
+        elif value == "null" or (value == "false" and not off):
+            rest.append(name)
+        else:
+            yield f"gate {name}", value
+    if rest:
+        yield "no gate for", ", ".join(rest)
 
 
 def _decision(said: Decision) -> Lines:
@@ -119,10 +151,11 @@ def _status(said: Status) -> Lines:
     yield "of decision", said.decision_sha256
 
 
-def in_a_line(entry: Entry) -> str:
-    """What an entry says, shortly, and who signed it."""
+def in_a_line(entry: Entry, panel: Panel) -> str:
+    """What an entry says, shortly, and whose signatures of it are right."""
     signed = entry.entry
-    by = f"signed by {', '.join(signed.signatures)}"
+    signers = panel.signers(signed.kind, signed.digest, signed.signatures)
+    by = f"signed by {', '.join(sorted(signers)) or 'nobody'}"
     match statement_of(signed):
         case Registration() as said:
             text = f"registered {said.experiment} for {said.purpose}, {len(said.agencies)} agencies"

@@ -398,7 +398,9 @@ def _but(gate: Gate, hidden: set[str]) -> Gate:
     if not hidden or gate.value is None:
         return gate
     listed = ", ".join(sorted(hidden))
-    return gate.but(sentence=f"{gate.sentence} Not judged, because their numbers are not published: {listed}.")
+    return gate.but(
+        sentence=f"{gate.sentence} Not judged, because their numbers are not published: {listed}."
+    )
 
 
 def _worst(
