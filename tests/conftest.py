@@ -153,3 +153,8 @@ def make_shared(tmp_path: Path) -> MakeStudy:
         return read(compose([*common, *overrides]))
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start servers come first: with two workers the longest must not be what is left at the end."""
+    items.sort(key=lambda item: "deployed" not in item.keywords)

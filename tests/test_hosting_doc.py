@@ -87,6 +87,7 @@ def test_the_page_needs_no_more_commands_than_were_promised() -> None:
 
 
 @pytest.mark.deployed
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_page_is_true(tmp_path: Path) -> None:
     require_nginx()
