@@ -22,10 +22,10 @@ from pydantic import Field, ValidationError
 
 from clients import journal
 from clients import journal_lines as lines
-from clients.durable import sync_folder
 from clients.folder import NodeError
 from clients.journal import Journal
 from clients.rules import Plan, Standing
+from federation.durable import sync_folder
 from federation.plan import Agreed, TrainPlan, sentences
 from federation.stats import StatsPlan
 

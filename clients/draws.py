@@ -12,8 +12,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.durable import write_whole
 from clients.randomness import Stream
+from federation.durable import write_whole
 
 KEY_BYTES, DIGEST_BYTES = 32, 32
 REPLIES = 32  # that are kept: an order is asked again soon, or never

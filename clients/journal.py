@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clients import journal_lines as lines
-from clients.durable import sync_folder
+from federation.durable import sync_folder
 
 LARGEST = 16 * 2**20  # bytes of one file
 LONGEST = 2**16  # bytes of one line: more than any kind can have

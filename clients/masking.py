@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from clients.durable import write_whole
 from federation import secagg
+from federation.durable import write_whole
 from federation.plan import Reason, Refused, TrainPlan
 from federation.protocol import AgreeOrder, Head, OpenOrder, Sealed
 from federation.secagg import Advert, Roster, Secrets

@@ -16,7 +16,6 @@ from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from clients.durable import write_whole
 from clients.folder import NodeError, NodeFile
 from clients.scoring.model_file import Model, ScoringError
 from federation.decision import (
@@ -30,6 +29,7 @@ from federation.decision import (
     permitted,
     read_approval,
 )
+from federation.durable import write_whole
 from federation.plan import Sha256
 
 APPROVAL = "approval.json"  # beside card.json: where there is none, nothing was decided

@@ -516,11 +516,12 @@ def _check_out(out: Path | None) -> None:
 
 def _write_registration(folder: Path, signed: Any, out: Path | None) -> None:
     """The file of a complete registration, in the panel's folder always, and a copy where one is wanted."""
-    from federation.panel.files import write_new, write_whole
+    from federation.durable import write_whole
+    from federation.panel.files import write_new
     from federation.panel.signing import registration_path
 
     content = signed.canonical.encode()
-    write_whole(registration_path(folder, signed), content)
+    write_whole(registration_path(folder, signed), content, mode=0o644)
     if out is not None:
         write_new(out, content)
     print(f"start   the run with registration={out or registration_path(folder, signed)}")

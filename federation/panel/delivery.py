@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.decision import DecisionError, Panel
+from federation.durable import write_whole
 from federation.panel.binding import (
     approval_of,
     decision_on,
@@ -19,7 +20,7 @@ from federation.panel.binding import (
     permission,
 )
 from federation.panel.decisions import Decided, all_decided, day, find_decision
-from federation.panel.files import PanelError, write_whole
+from federation.panel.files import PanelError
 from federation.panel.history import Entry, check_head, read
 from federation.panel.runs import APPROVAL, MODEL, read_run
 from federation.panel.signing import false_registrations
@@ -50,7 +51,7 @@ def deliver(entries: Sequence[Entry], named: str, folder: Path, panel: Panel, no
     approval = approval_of(entries, decided)
     path = folder / MODEL / APPROVAL
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, approval.canonical.encode())
+    write_whole(path, approval.canonical.encode(), mode=0o644)
     try:
         allowed = permission(approval, run, panel, now)
     except (DecisionError, PanelError) as error:

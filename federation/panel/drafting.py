@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from federation.decision import APPROVALS, Decision, Panel, Registration
+from federation.durable import write_whole
 from federation.panel.decisions import made
-from federation.panel.files import UNREADABLE, PanelError, write_whole
+from federation.panel.files import UNREADABLE, PanelError
 from federation.panel.history import Entry
 from federation.panel.runs import (
     GATES,
@@ -155,7 +156,7 @@ def other_releases(run: Path) -> list[str]:
 
 def keep_gates(run: Path, report: GateReport) -> None:
     """Write what the gates said beside the decision's other files."""
-    write_whole(run / GATES, report.canonical.encode())
+    write_whole(run / GATES, report.canonical.encode(), mode=0o644)
 
 
 def _failed(report: GateReport) -> str:

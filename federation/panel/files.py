@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from federation.decision import Panel
+from federation.durable import sync_folder, write_whole
 from federation.plan import sentences
 
 # What reading a file that somebody else wrote may raise, where it is nested too deeply or holds other types.
@@ -66,7 +67,7 @@ def node_section(panel: Panel) -> str:
 def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Put `content` into the new file `path`: whole, on the disk, and never in place of another."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    _write(beside, content, mode)
+    write_whole(beside, content, mode=mode)
     try:
         os.link(beside, path)
     except FileExistsError:
@@ -74,27 +75,3 @@ def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
     finally:
         beside.unlink()
     sync_folder(path.parent)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` into `path` in place of what was there: whole, and on the disk with its name."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    _write(beside, content, 0o644)
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """A file's new name is on the disk only when its folder is."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

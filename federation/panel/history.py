@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from federation.decision import Signed, read_signed
-from federation.panel.files import HISTORY, UNREADABLE, PanelError, sync_folder
+from federation.durable import sync_folder
+from federation.panel.files import HISTORY, UNREADABLE, PanelError
 
 START = "0" * 64
 LOCK = ".lock"

@@ -12,8 +12,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.decision import DecisionError, Panel, Registration, Signed, Statement, read_signed
+from federation.durable import write_whole
 from federation.panel.decisions import SHORTEST, check_follows, quorum_of
-from federation.panel.files import DRAFTS, UNREADABLE, PanelError, write_whole
+from federation.panel.files import DRAFTS, UNREADABLE, PanelError
 from federation.panel.history import Book, Entry, opened
 
 
@@ -89,7 +90,7 @@ def _kept(book: Book, path: Path, panel: Panel, signed: Signed, now: datetime) -
     signers = tuple(signed.signatures)
     needed = quorum_of(panel, signed)
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, signed.canonical.encode())
+    write_whole(path, signed.canonical.encode(), mode=0o644)
     if len(signers) < needed:
         return Progress(signed, signers, needed, path, None)
     entry = book.append(signed, now)

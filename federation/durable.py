@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` into `path` (mode 0600) in place of what was there: whole, and on the disk with its name."""
+def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Put `content` into `path` in place of what was there: whole, and on the disk with its name."""
     beside = path.with_name(f"{path.name}.writing")
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
