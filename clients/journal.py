@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clients import journal_lines as lines
-from federation.durable import sync_folder
+from federation.durable import append
 
 LARGEST = 16 * 2**20  # bytes of one file
 LONGEST = 2**16  # bytes of one line: more than any kind can have
@@ -106,7 +106,7 @@ class Journal:
         )  # a head that is ahead: lines are missing, and stay so
         record = _record(seq + 1, self._now(), line, chain)
         path = _next_file(self.folder, files, self._largest)
-        _append_to(path, _text(record), durable=self._durable)
+        append(path, _text(record), durable=self._durable)
         os.pwrite(head, f"{record.seq:020d} {record.hash}\n".encode(), 0)
 
     def _mend(self) -> int:
@@ -116,7 +116,7 @@ class Journal:
         if not half:
             return 0
         if _parse(half) is not None:  # whole but for its end
-            _append_to(files[-1], b"\n", durable=self._durable)
+            append(files[-1], b"\n", durable=self._durable)
             return 0
         os.truncate(files[-1], files[-1].stat().st_size - len(half))
         return len(half)
@@ -225,26 +225,6 @@ def _parse(text: bytes) -> Record | None:
     except (TypeError, ValueError):
         return None
     return record if whole and text + b"\n" == _text(record) else None
-
-
-def _append_to(path: Path, text: bytes, *, durable: bool) -> None:
-    """Whole or not at all, unless the machine stops in between; on the disk with its name."""
-    new = not path.exists()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        before = os.fstat(handle).st_size
-        try:
-            while text:
-                text = text[os.write(handle, text) :]
-            if durable:
-                os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, before)
-            raise
-    finally:
-        os.close(handle)
-    if new and durable:
-        sync_folder(path.parent)
 
 
 def _tail(path: Path) -> tuple[bytes, bytes]:

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from federation.plan import Agreed, Reason, Slug
+from federation.plan import Agreed, Reason, Sha256, Slug
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,64}$")]
 Text = Annotated[str, Field(max_length=400)]
 OrderType = Literal["ready", "keys", "deal", "agree", "open", "stats", "round", "unknown"]

@@ -296,7 +296,7 @@ def test_where_the_journal_cannot_be_written_nothing_leaves(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal, "_append_to", full)
+    monkeypatch.setattr(journal, "append", full)
     order = RoundOrder(plan, 1, {}, True)
     assert ask(folder, lambda node: wire.pack_round_order(order, node)) == Refusal(
         "north", Reason.UNAVAILABLE

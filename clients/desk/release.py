@@ -9,17 +9,15 @@ wheel's SHA-256 with the manifest on another machine, before installing it.
 
 import base64
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from clients.folder import ReleaseFile
 from federation import installed
-from federation.plan import Agreed, sentences
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from federation.plan import Agreed, Sha256, sentences
 
 
 class ReleaseError(ValueError):

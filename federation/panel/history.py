@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from federation.decision import Signed, read_signed
-from federation.durable import sync_folder
+from federation.durable import append
 from federation.panel.files import HISTORY, UNREADABLE, PanelError
 
 START = "0" * 64
@@ -62,7 +62,7 @@ class Book:
         """Add one statement; it is on the disk when this returns."""
         previous = self.entries[-1].hash if self.entries else START
         found = _entry(len(self.entries) + 1, at.astimezone(UTC).isoformat(), previous, signed)
-        _append(self._path, _line(found))
+        append(self._path, _line(found), mode=0o644)
         self.entries = (*self.entries, found)
         return found
 
@@ -177,25 +177,6 @@ def _line(entry: Entry) -> bytes:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Whole or not at all, unless the machine stops in between; on the disk with its name."""
-    new = not path.exists()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        before = os.fstat(handle).st_size
-        try:
-            while line:
-                line = line[os.write(handle, line) :]
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, before)
-            raise
-    finally:
-        os.close(handle)
-    if new:
-        sync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from federation.panel.files import UNREADABLE, PanelError
 from federation.panel.history import Entry
 from federation.plan import sentences
 from federation.scorecard import CARD, WEIGHTS, CardError, ScoreCard, read_card
-from federation.server.gates import GateReport, GatesError, judge, read_gates
+from federation.server.gates import GateReport, GatesError, at_of, judge, read_gates
 
 REPORT, RESULT, GATES, MODEL, APPROVAL = "report.html", "result.json", "gates.json", "model", "approval.json"
 FILES: Mapping[str, str] = {  # what a `Subject` binds -> its file in the run's folder
@@ -38,13 +38,6 @@ TERMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # where a resu
     "model": (("model", "name"), ("model", "name")),
     "hidden layers": (("model", "hidden"), ("model", "hidden")),
 }
-
-
-def at_of(value: object, *keys: str) -> Any:
-    """What lies at `keys` in nested mappings; None where nothing does."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def read_json(content: bytes) -> Any:

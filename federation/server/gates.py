@@ -150,12 +150,12 @@ def judge(gates: Gates, result: Json, *, audit: Json | None = None) -> GateRepor
     Rates are those of the final test. An audit that is given is judged whether or not one is required.
     Where nothing is asked nothing is passed: one gate says so and fails.
     """
-    metrics = _at(result, "final", "metrics")
+    metrics = at_of(result, "final", "metrics")
     found = [
         *_overall(gates, metrics),
         *_groups(gates, metrics),
         *_gaps(gates.gaps, metrics),
-        *_epsilon(gates.epsilon, _at(result, "privacy")),
+        *_epsilon(gates.epsilon, at_of(result, "privacy")),
         *_audit(gates.audit_required, result, audit),
         *_run(gates, result),
     ]
@@ -301,7 +301,7 @@ def _verdict(passed: bool) -> str:
     return "passed" if passed else "failed"
 
 
-def _at(value: object, *keys: str) -> Any:
+def at_of(value: object, *keys: str) -> Any:
     """What lies at `keys` in nested mappings; None where nothing does."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -351,7 +351,7 @@ def _overall(gates: Gates, metrics: object) -> Iterator[Gate]:
     }
     for name, (subject, limit) in limits.items():
         if limit.bound is not None:
-            yield _hold(name, subject, _interval(_at(metrics, "overall", name)), limit)
+            yield _hold(name, subject, _interval(at_of(metrics, "overall", name)), limit)
 
 
 # --- groups -----------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def _groups(gates: Gates, metrics: object) -> Iterator[Gate]:
     """The worst group of any attribute, and how many people are behind each. A group is an attribute's level."""
     levels = {
         f"{attribute}: {level}": table
-        for attribute, tables in _items(_at(metrics, "groups"))
+        for attribute, tables in _items(at_of(metrics, "groups"))
         for level, table in _items(tables)
     }
     asked = gates.worst_group
@@ -384,7 +384,7 @@ def _groups(gates: Gates, metrics: object) -> Iterator[Gate]:
     }
     wanted = {rate: limit for rate, limit in limits.items() if limit.bound is not None}
     for rate, limit in wanted.items():
-        found = {name: _interval(_at(table, rate)) for name, table in levels.items()}
+        found = {name: _interval(at_of(table, rate)) for name, table in levels.items()}
         shown = {name: each for name, each in found.items() if isinstance(each, Interval)}
         yield _but(_worst(f"worst_group.{rate}", RATES[rate], shown, limit), set(levels) - set(shown))
     if gates.min_people is not None:
@@ -427,9 +427,9 @@ def _people(levels: Mapping[str, Json], least: int) -> Gate:
     published = [
         level
         for level, table in levels.items()
-        if any(_at(estimate, "publishable") is True for _, estimate in _items(table))
+        if any(at_of(estimate, "publishable") is True for _, estimate in _items(table))
     ]
-    found = {level: _interval(_at(levels[level], "people")) for level in published}
+    found = {level: _interval(at_of(levels[level], "people")) for level in published}
     for level, each in found.items():
         if isinstance(each, str):
             return _hold(name, f"The number of people in a group that is published ({level})", each, limit)
@@ -442,7 +442,7 @@ def _published(levels: Mapping[str, Json], names: Sequence[str]) -> Gate:
     hidden = [
         level
         for level, table in levels.items()
-        if any(isinstance(_interval(_at(table, name)), str) for name in names)
+        if any(isinstance(_interval(at_of(table, name)), str) for name in names)
     ]
     asked = "every group published"
     if not levels:
@@ -463,13 +463,13 @@ def _published(levels: Mapping[str, Json], names: Sequence[str]) -> Gate:
 
 def _gaps(asked: Gaps, metrics: object) -> Iterator[Gate]:
     """Of the attribute whose gap may be largest. An attribute whose gap cannot be told fails: it may be that one."""
-    gaps = dict(_items(_at(metrics, "gaps")))
+    gaps = dict(_items(at_of(metrics, "gaps")))
     for kind, subject in GAPS.items():
         ceiling = getattr(asked, kind)
         if ceiling is None:
             continue
         name, limit = f"gaps.{kind}", Limit(most=ceiling, unit="points")
-        found = {attribute: _interval(_at(table, kind)) for attribute, table in gaps.items()}
+        found = {attribute: _interval(at_of(table, kind)) for attribute, table in gaps.items()}
         unknown = [attribute for attribute, each in found.items() if isinstance(each, str)]
         if not found:
             yield _hold(name, subject, MISSING, limit)
@@ -491,12 +491,12 @@ VIEWERS = {
 
 
 def _epsilon(asked: EpsilonTo, privacy: object) -> Iterator[Gate]:
-    delta = _at(privacy, "delta")
+    delta = at_of(privacy, "delta")
     note = f" at δ = {delta:g}" if _real(delta) else ""
     for viewer, words in VIEWERS.items():
         ceiling = getattr(asked, viewer)
         if ceiling is not None:
-            spent = _at(privacy, "epsilon_to", viewer)
+            spent = at_of(privacy, "epsilon_to", viewer)
             found = _exact(spent) if _real(spent) else "has no limit that the result knows of"
             yield _hold(f"epsilon.{viewer}", f"ε to {words}", found, Limit(most=ceiling, places=2), note)
 
@@ -505,7 +505,7 @@ def _audit(required: bool, result: Json, audit: Json | None) -> Iterator[Gate]:
     """The audit's strongest attack against its claim. Every bound, check and membership test in it must hold."""
     if audit is None and not required:
         return
-    mechanism = _at(result, "privacy", "mechanism")
+    mechanism = at_of(result, "privacy", "mechanism")
     if audit is None:
         yield _audit_fails("no audit", "No audit was given")
     elif mechanism not in ("local", "shared"):
@@ -519,14 +519,14 @@ def _audit(required: bool, result: Json, audit: Json | None) -> Iterator[Gate]:
 def _audited(mechanism: str, audit: Json) -> Gate:
     """An audit of this mechanism, whatever else it tried."""
     findings = [
-        (str(_at(setting, "name")), finding)
+        (str(at_of(setting, "name")), finding)
         for setting in _list(audit.get("settings"))
-        for finding in _list(_at(setting, "findings"))
+        for finding in _list(at_of(setting, "findings"))
     ]
     bounds = [
-        (_at(each, "epsilon"), _at(each, "claim"), f"{setting}: {_at(each, 'method')}")
+        (at_of(each, "epsilon"), at_of(each, "claim"), f"{setting}: {at_of(each, 'method')}")
         for setting, each in findings
-        if _at(each, "kind") != "check"
+        if at_of(each, "kind") != "check"
     ]
     if (
         audit.get("schema") != 1
@@ -540,12 +540,12 @@ def _audited(mechanism: str, audit: Json) -> Gate:
         )
     level, claim, attack = max(bounds, key=lambda each: each[0] - each[1])
     failed = [
-        f"{setting}: {_at(each, 'method')}" for setting, each in findings if _at(each, "ok") is not True
+        f"{setting}: {at_of(each, 'method')}" for setting, each in findings if at_of(each, "ok") is not True
     ]
     failed += [
-        f"membership, {_at(each, 'group')}"
+        f"membership, {at_of(each, 'group')}"
         for each in _list(audit.get("membership"))
-        if _at(each, "ok") is not True
+        if at_of(each, "ok") is not True
     ]
     limit = Limit(most=claim, places=2)
     found = limit.says(_exact(level))
@@ -579,7 +579,7 @@ def _list(value: object) -> Sequence[Any]:
 
 
 def _run(gates: Gates, result: Json) -> Iterator[Gate]:
-    trained = [name for name, facts in _items(result.get("agencies")) if _at(facts, "status") == "trained"]
+    trained = [name for name, facts in _items(result.get("agencies")) if at_of(facts, "status") == "trained"]
     if gates.min_agencies is not None:
         limit = Limit(least=gates.min_agencies, unit="count", places=0)
         yield _hold("min_agencies", "The number of agencies that trained", _exact(len(trained)), limit)
@@ -601,12 +601,12 @@ def _registration(result: Json) -> Registration | str:
     if registered is None:
         return "no registration"
     try:
-        signed = Signed.model_validate(_at(registered, "signed"))
+        signed = Signed.model_validate(at_of(registered, "signed"))
         found = signed.read(Registration)
         created = datetime.fromisoformat(str(result.get("created")))
     except ValueError:  # DecisionError and pydantic's are
         return "a registration, or a date, that cannot be read"
-    if signed.digest != _at(registered, "sha256"):
+    if signed.digest != at_of(registered, "sha256"):
         return "another registration than its SHA-256 names"
     if not signed.signatures:
         return "a registration that nobody signed"
