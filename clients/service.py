@@ -37,6 +37,9 @@ QUICK, SLOW, LIVELY = 0.2, 1.0, 60.0
 FIRST_WAIT, LONGEST_WAIT = 1.0, 10.0  # seconds before the line is tried again; a lease lasts 66 at most
 ATTEMPTS = 2  # workers that may die of one order
 GOODBYE = 30.0  # seconds in which somebody may ask a node that leaves, and is answered
+# Seconds that the line stays open after a reply: a SuperLink gives no reply of a node that is gone, not even one that it
+# has, so whoever asked must have fetched it first.
+UNTIL_FETCHED = 3.0
 Say = Callable[[str], None]
 Signal = Literal["soon", "now", "leave"]
 SIGNALS: dict[Signal, signal.Signals] = {
@@ -171,6 +174,7 @@ class Service:
         self._say = say
         self._stopping = threading.Event()
         self._unsent: Answer | None = None
+        self._sent_at = -UNTIL_FETCHED
         self._leaves_at: float | None = None
         self.was_told_now = False
         self._last_trouble = ""
@@ -223,6 +227,7 @@ class Service:
                 self._trouble(str(error))
                 self._stopping.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
+        time.sleep(max(0.0, self._sent_at + UNTIL_FETCHED - time.monotonic()))
 
     def _step(self, link: Link, idle: float) -> float:
         """Send what is to be sent, and look for an order; how long there was none."""
@@ -243,6 +248,7 @@ class Service:
         """Until it has arrived, or nobody wants it any more."""
         try:
             link.push(answer)
+            self._sent_at = time.monotonic()
         except RunIsOver:
             self.log.info("a reply came too late for its run")
         self._unsent = None

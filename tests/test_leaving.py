@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from clients import service
 from clients.desk import leaving
 from clients.desk.leaving import How
 from clients.folder import NodeError
@@ -92,3 +93,40 @@ def test_destroyed_keys_are_gone_and_the_evidence_stays(home: Path) -> None:
     assert not list(home.rglob("*.key"))
     assert (home / "ledger.db").exists()
     assert json.loads((home / leaving.LEFT).read_text())["signature"], "it was signed before the key went"
+
+
+class Line:
+    """A line to a SuperLink that has one order for the node, and says when the reply came."""
+
+    def __init__(self, host: service.Service) -> None:
+        self.host, self.orders, self.pushed = host, ["an order"], list[str]()
+
+    def pull(self) -> str | None:
+        return self.orders.pop() if self.orders else None
+
+    def push(self, answer: str) -> None:
+        self.pushed.append(answer)
+
+
+@pytest.mark.parametrize("says", ["leave", "stop"])
+def test_the_line_stays_open_until_the_last_reply_can_have_been_fetched(
+    home: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    """A SuperLink gives no reply of a node that is gone, not even one that it has: LEFT would never be heard."""
+    facts = tomli_w.dumps({"superlink": {"address": "127.0.0.1:1", "insecure": True}})
+    (home / "node.toml").write_text((home / "node.toml").read_text() + facts)
+    host = service.Service(home, 0, lambda _: None)
+    line, slept = Line(host), list[float]()
+
+    def answer(task: str) -> str:
+        if says == "stop":  # told to while it has the order in hand
+            host._stopping.set()
+        return f"the answer to {task}"
+
+    monkeypatch.setattr(host.worker, "ask", answer)
+    monkeypatch.setattr(service.time, "sleep", slept.append)
+    if says == "leave":
+        host._leaves_at = service.time.monotonic()
+    host._work(line)  # type: ignore[arg-type]
+    assert line.pushed == ["the answer to an order"]
+    assert slept[-1] == pytest.approx(service.UNTIL_FETCHED, abs=1.0)
