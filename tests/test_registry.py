@@ -11,8 +11,8 @@ import pytest
 from test_panel_cli import APPROVE, BOUND, CONDITIONAL, SAYS, Desk, Done, flip, later, make_desk, write_run
 
 from federation.panel.history import read
+from federation.server.archive.writer import Writer
 from federation.server.registry import RegistryError, champion, promote
-from federation.server.tracking import Writer
 from models.spec import ModelSpec
 
 # MLflow calls SQLAlchemy in ways that SQLAlchemy has deprecated; nothing here can change that.

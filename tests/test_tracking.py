@@ -20,18 +20,11 @@ import pytest
 from fake_result import SECRET, fake_result
 
 from federation.server import tracking
-from federation.server.tracking import (
-    MlflowTracker,
-    NoTracker,
-    TrackerError,
-    Writer,
-    environment,
-    flat_params,
-    neutral,
-    open_tracker,
-    published,
-    published_metrics,
-)
+from federation.server.archive import address, process
+from federation.server.archive.names import published_metrics
+from federation.server.archive.texts import environment, flat_params, neutral, published
+from federation.server.archive.writer import Writer
+from federation.server.tracking import MlflowTracker, NoTracker, TrackerError, open_tracker
 
 # MLflow calls SQLAlchemy in ways that SQLAlchemy has deprecated; nothing here can change that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -440,7 +433,9 @@ def test_when_the_run_is_killed_its_mlflow_run_says_so(store: Path, tmp_path: Pa
     messages = [{"do": "open", **opening}, {"do": "start", "header": HEADER}]
     messages.append({"do": "round", "record": RESULT["rounds"][0], "at": 1000})
     answers: list[str | None] = []
-    tracking.serve((json.dumps(message).encode() for message in messages), answers.append)
+    process.serve(
+        (json.dumps(message).encode() for message in messages), lambda trouble, page: answers.append(trouble)
+    )
     assert answers == [None, None, None]
     run = runs_of(store)[RESULT["run_id"]]
     assert run.info.status == "KILLED"
@@ -491,12 +486,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_an_unreachable_server_is_one_sentence_within_seconds(scheme: str, closed_port: int) -> None:
     started = time.monotonic()
     with pytest.raises(TrackerError, match=r"tracking.uri: no .* answers at .* or use tracking=none$"):
-        open_tracker(f"{scheme}://user:hidden@127.0.0.1:{closed_port}/base", "early-help")
+        open_tracker(f"{scheme}://127.0.0.1:{closed_port}/base", "early-help")
     assert time.monotonic() - started < 6
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(address, "CHECK_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TrackerError, match="no MLflow"):
         open_tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "early-help")
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from federation.scorecard import WEIGHTS
-from federation.server import tracking
+from federation.server.archive.address import SETTINGS, TrackerError, check_address
 from models import risk
 from models.spec import ModelSpec
 
@@ -102,10 +102,10 @@ def _client(uri: str) -> Any:
     if importlib.util.find_spec("mlflow") is None:
         raise RegistryError("a promotion needs MLflow: install fedrisk[server]")
     try:
-        tracking.check_address(uri, "--uri")
-    except tracking.TrackerError as error:
+        check_address(uri, "--uri")
+    except TrackerError as error:
         raise RegistryError(str(error).replace(", or use tracking=none", "")) from None
-    os.environ.update(tracking.SETTINGS | os.environ)
+    os.environ.update(SETTINGS | os.environ)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -188,7 +188,7 @@ def _log(
 
 
 def _find_run(client: Any, run_id: str) -> str | None:
-    """The federation's MLflow run, as `federation.server.tracking` tagged it; not those of its agencies."""
+    """The federation's MLflow run, as `federation.server.archive.writer` tagged it; not those of its agencies."""
     experiments = [each.experiment_id for each in client.search_experiments()]
     tagged = f"tags.`fedrisk.run_id` = '{run_id}'"
     for run in client.search_runs(experiments, tagged) if experiments else ():
