@@ -4,12 +4,14 @@ Whoever calls this has checked the approval (`federation.panel.binding.missing`)
 verify the panel's signatures themselves and never ask MLflow.
 
 A version holds the model as a PyTorch 2 export (`data/model.pt2`: logits for rows of encoded features; no pickle), and its
-MLflow run holds the files of `model/` byte for byte, under the artifact path `panel/DECISION`.
+MLflow run says by which decision and holds what was decided on under the artifact path `panel/DECISION`: the files of `model/`
+(the approval, where it was delivered, among them), report, cards and gates.
 """
 
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,11 +26,11 @@ from safetensors.numpy import load
 
 from federation.scorecard import WEIGHTS
 from federation.server.archive.address import SETTINGS, TrackerError, check_address
+from federation.server.archive.writer import NOBODY, log_file, told_files
 from models import risk
 from models.spec import ModelSpec
 
 CHAMPION = "champion"
-NOBODY = {"mlflow.user": "fedrisk", "mlflow.source.name": "fedrisk", "mlflow.source.type": "LOCAL"}
 
 
 class RegistryError(RuntimeError):
@@ -165,6 +167,7 @@ def _log(
     import mlflow.pytorch
     from mlflow.models import infer_signature
 
+    folder = model.parent
     rows = np.zeros((2, features), np.float32)  # two: an export of one row would be for one row alone
     found = _find_run(client, run_id)
     where = (
@@ -184,6 +187,13 @@ def _log(
         )
         place = f"panel/{tags['panel.decision_sha256'][:12]}"
         client.log_artifacts(run.info.run_id, str(model), artifact_path=place)
+        for path in (
+            folder / "gates.json",
+            *told_files(json.loads((folder / "result.json").read_text()), folder),
+        ):
+            log_file(client, run.info.run_id, path, place)
+        for name, value in tags.items():
+            client.set_tag(run.info.run_id, name, value)
         return str(run.info.run_id), logged
 
 

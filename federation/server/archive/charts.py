@@ -9,7 +9,7 @@ It is no documented interface: where another MLflow reads it otherwise, its page
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 ID = "fedrisk"
@@ -17,16 +17,21 @@ TAG = f"mlflow.sharedViewState.{ID}"
 LONGEST = 5000  # characters of an experiment's tag; MLflow's own limit
 FEDERATIONS = "tags.`fedrisk.run_id` LIKE '%'"  # their agencies' runs have no such tag
 LINES = {
-    "AUC on held-out people, with its interval": ("overall/auc", "overall/auc_low", "overall/auc_high"),
-    "Worst gap between groups, with its interval": (
+    "AUC on held-out people, round by round, with its interval": (
+        "overall/auc",
+        "overall/auc_low",
+        "overall/auc_high",
+    ),
+    "Worst gap between groups, round by round, with its interval": (
         "overall/worst_gap",
         "overall/worst_gap_low",
         "overall/worst_gap_high",
     ),
-    "Privacy spent by the busiest agency (ε)": ("privacy/epsilon_busiest",),
+    "Privacy that the busiest agency has spent (ε)": ("privacy/epsilon_busiest",),
 }
-BARS = ("test/overall/auc", "test/overall/worst_gap", "test/overall/net_benefit_gain")
-ROUNDS, END = "Round by round, on tune", "At the end, on test"
+BARS = {
+    "At the end, on test": ("test/overall/auc", "test/overall/worst_gap", "test/overall/net_benefit_gain")
+}
 
 
 def page(experiment_id: str) -> str:
@@ -43,40 +48,42 @@ def saved_view(at: int) -> str:
 
 
 def state() -> dict[str, Any]:
-    """What the page is to show: the federations, newest first, and the charts."""
-    sections = [("rounds", ROUNDS), ("end", END)]
-    lines = [
-        _chart(f"line-{i}", "rounds", "LINE", title, keys) for i, (title, keys) in enumerate(LINES.items())
-    ]
+    """What the page is to show: the federations, newest first, and the charts, each section under a title in words.
+
+    MLflow puts every other metric behind them, in sections of its own.
+    """
+    cards = [_line(title, keys) for title, keys in LINES.items()]
+    cards += [_card(title, "BAR", key) for title, keys in BARS.items() for key in keys]
     return {
         "searchFilter": FEDERATIONS,
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "runsHiddenMode": "FIRST_10_RUNS",
-        "compareRunCharts": lines + [_chart(key, "end", "BAR", key, (key,)) for key in BARS],
+        "compareRunCharts": cards,
         "compareRunSections": [
-            {"uuid": uuid, "name": name, "display": True, "isReordered": True, "deleted": False}
-            for uuid, name in sections
+            {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False}
+            for title in (*LINES, *BARS)
         ],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
     }
 
 
-def _chart(uuid: str, section: str, kind: str, title: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    common = {
-        "uuid": f"fedrisk-{uuid}",
+def _card(section: str, kind: str, key: str) -> dict[str, Any]:
+    return {
+        "uuid": f"fedrisk-{key}",
         "type": kind,
         "metricSectionId": section,
-        "displayName": title,
-        "metricKey": keys[0],
+        "metricKey": key,
         "runsCountToCompare": 10,
         "deleted": False,
         "isGenerated": False,
     }
-    if kind == "BAR":
-        return common
-    return common | {
+
+
+def _line(section: str, keys: Sequence[str]) -> dict[str, Any]:
+    """One line for each of `keys` by round: a number and the ends of its interval."""
+    return _card(section, "LINE", keys[0]) | {
         "selectedMetricKeys": list(keys),
         "xAxisKey": "step",
         "selectedXAxisMetricKey": "",

@@ -21,6 +21,28 @@ NOBODY = {"mlflow.user": "fedrisk", "mlflow.source.name": "fedrisk", "mlflow.sou
 FILES = ("report", "evidence", "model_card", "atrs")  # of result["files"]; the model goes to the registry
 
 
+def told_files(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The report and the cards that `result` names, whether or not they are there; nothing outside of the run's `folder`."""
+    named = (folder / str(name) for kind, name in (result.get("files") or {}).items() if kind in FILES)
+    return [path for path in named if path.resolve().is_relative_to(folder.resolve())]
+
+
+def log_file(client: Any, run: str, path: Path, place: str | None = None) -> None:
+    """Archive `path`, where it exists, in the folder `place` of the artifacts of `run`.
+
+    Byte for byte, but for JSON that holds what may not be published: that is emptied first.
+    """
+    if not path.is_file():
+        return
+    if path.suffix == ".json":
+        value = json.loads(path.read_text())
+        clean = published(value)
+        if clean != value:
+            client.log_text(run, as_json(clean), path.name if place is None else f"{place}/{path.name}")
+            return
+    client.log_artifact(run, str(path), place)
+
+
 @final
 class Writer:
     """All of MLflow. Records wait here until they are known to be written: a later call repairs a failed one.
@@ -218,20 +240,8 @@ class Writer:
         stored = folder / "result.json"
         if not stored.exists():
             self._client.log_text(self._runs[""], as_json(published(result)), stored.name)
-        named = [str(name) for kind, name in (result.get("files") or {}).items() if kind in FILES]
-        for path in (stored, folder / "gates.json", *(folder / name for name in named)):
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-                self._file(path)
-
-    def _file(self, path: Path) -> None:
-        """Byte for byte, but for JSON that holds what may not be published: that is emptied first."""
-        if path.suffix == ".json":
-            value = json.loads(path.read_text())
-            clean = published(value)
-            if clean != value:
-                self._client.log_text(self._runs[""], as_json(clean), path.name)
-                return
-        self._client.log_artifact(self._runs[""], str(path))
+        for path in (stored, folder / "gates.json", *told_files(result, folder)):
+            log_file(self._client, self._runs[""], path)
 
 
 @final
