@@ -16,22 +16,13 @@ ID = "fedrisk"
 TAG = f"mlflow.sharedViewState.{ID}"
 LONGEST = 5000  # characters of an experiment's tag; MLflow's own limit
 FEDERATIONS = "tags.`fedrisk.run_id` LIKE '%'"  # their agencies' runs have no such tag
-LINES = {
-    "AUC on held-out people, round by round, with its interval": (
-        "overall/auc",
-        "overall/auc_low",
-        "overall/auc_high",
-    ),
-    "Worst gap between groups, round by round, with its interval": (
-        "overall/worst_gap",
-        "overall/worst_gap_low",
-        "overall/worst_gap_high",
-    ),
-    "Privacy that the busiest agency has spent (ε)": ("privacy/epsilon_busiest",),
-}
-BARS = {
-    "At the end, on test": ("test/overall/auc", "test/overall/worst_gap", "test/overall/net_benefit_gain")
-}
+LINES = (
+    ("overall/auc", "overall/auc_low", "overall/auc_high"),
+    ("overall/worst_gap", "overall/worst_gap_low", "overall/worst_gap_high"),
+    ("privacy/epsilon_busiest",),
+)
+BARS = ("test/overall/auc", "test/overall/worst_gap", "test/overall/net_benefit_gain")
+BY_ROUND, AT_END = "By round: AUC, worst gap, ε", "At the end, on test"
 
 
 def page(experiment_id: str) -> str:
@@ -48,12 +39,11 @@ def saved_view(at: int) -> str:
 
 
 def state() -> dict[str, Any]:
-    """What the page is to show: the federations, newest first, and the charts, each section under a title in words.
+    """What the page is to show: the federations, newest first, and the charts.
 
     MLflow puts every other metric behind them, in sections of its own.
     """
-    cards = [_line(title, keys) for title, keys in LINES.items()]
-    cards += [_card(title, "BAR", key) for title, keys in BARS.items() for key in keys]
+    cards = [_line(BY_ROUND, keys) for keys in LINES] + [_card(AT_END, "BAR", key) for key in BARS]
     return {
         "searchFilter": FEDERATIONS,
         "orderByKey": "attributes.start_time",
@@ -62,7 +52,7 @@ def state() -> dict[str, Any]:
         "compareRunCharts": cards,
         "compareRunSections": [
             {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False}
-            for title in (*LINES, *BARS)
+            for title in (BY_ROUND, AT_END)
         ],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
