@@ -86,6 +86,30 @@ def promote(
     return Promoted(name, str(version.version), CHAMPION, before, run)
 
 
+def mirror(uri: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Put `tags` on the federation's MLflow run, and on the versions of its model by the same decision; that run.
+
+    `RegistryError` where MLflow knows no such run, or lets nobody write there.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    found = _find_run(client, run_id)
+    if found is None:
+        raise RegistryError(f"MLflow has no run {run_id}: put it there with fedrisk track")
+    try:
+        for name, value in tags.items():
+            client.set_tag(found, name, value)
+        for version in client.search_model_versions(f"run_id = '{found}'"):
+            if version.tags.get("panel.decision_sha256") == tags["panel.decision_sha256"]:
+                for name, value in tags.items():
+                    client.set_model_version_tag(version.name, version.version, name, value)
+    except MlflowException as error:
+        first = str(error).partition("\n")[0][:200]
+        raise RegistryError(f"MLflow did not take the decision's tags ({first})") from None
+    return found
+
+
 def champion(uri: str, name: str) -> str | None:
     """The version of `name` that the alias is on, if any."""
     return _champion(_client(uri), name)
