@@ -18,7 +18,7 @@ from typing import Any
 from postgres import OWNER, OWNERS_SECRET, Server, _free_port
 
 ADMIN, ADMINS_SECRET = "admin", "the admin's own 12"
-START_SECONDS = 300.0  # on two cores that do much else
+START_SECONDS = 200.0  # on two cores that do much else
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,11 @@ from federation.server.tracking import MlflowTracker, TrackerError, open_tracker
 from models.spec import ModelSpec
 
 # the server alone takes half a minute to start on two cores
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 SCIENTIST = ("scientist", "the scientist's own")
 STRANGER = ("stranger", "the stranger's own")
