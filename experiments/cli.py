@@ -61,6 +61,25 @@ def resume(
     guarded(lambda: resume_run(Path(output) / run_id, quiet=quiet))
 
 
+@app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    uri: Annotated[
+        str | None, typer.Option("--uri", help="MLflow's address; by default the run's own tracking.uri.")
+    ] = None,
+) -> None:
+    """Write a finished run into MLflow: where its server was down during the run, or for another MLflow.
+
+    Name and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, never from the address.
+
+    Example: fedrisk track outputs/demo-20260101-120000-1a2b --uri https://mlflow.example.org
+    """
+    from experiments.track import track_run
+
+    page = guarded(lambda: track_run(folder, uri))
+    print(f"tracked  {folder.name}" + (f"; its experiment is {page}" if page else ""))
+
+
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
 def compare(context: typer.Context, quiet: Quiet = False) -> None:
     """Compare pooled, federated, private at several ε, each agency alone, and scikit-learn, over seeds.

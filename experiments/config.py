@@ -17,6 +17,7 @@ from experiments.datasets import prepare
 from federation.decision import DecisionError, Signed, read_signed
 from federation.experiment import Experiment, Model, Settings, SettingsError, checked
 from federation.protocol import Agreed, Participant, sentences
+from federation.server.archive.address import TrackerError, check_no_secret
 from federation.server.gates import Gates
 from models.contract import Contract, ContractError
 
@@ -119,6 +120,11 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
     stated = contract.get("purpose") if isinstance(contract, Mapping) else None
     values["purpose"] = values.get("purpose") or stated or UNSTATED
     settings = _part(Settings, values, "", problems)
+    if settings is not None:
+        try:
+            check_no_secret(settings.tracking.uri)
+        except TrackerError as error:
+            problems.append(str(error))
     if problems or data is None or compare is None or settings is None:
         raise SettingsError("\n".join(problems))
     settings.noise()  # or there is no noise that keeps the target

@@ -177,7 +177,7 @@ def start(
             raise RunError(f"{error}; go on with: {resume_command(folder)}") from None
         except OSError as error:
             raise RunError(f"{said(error, folder)}; then go on with: {resume_command(folder)}") from None
-    _close(console, result, folder, settings.tracking.uri)
+    _close(console, result, folder, settings.tracking.uri, tracker.page)
     return result
 
 
@@ -303,7 +303,7 @@ def log_to_file(folder: Path) -> None:
         logger.propagate = False
 
 
-def _close(console: Any, result: dict[str, Any], folder: Path, uri: str) -> None:
+def _close(console: Any, result: dict[str, Any], folder: Path, uri: str, page: str | None) -> None:
     from experiments.screen import privacy_line, reference_table
 
     if result["reference"] is not None:
@@ -311,5 +311,16 @@ def _close(console: Any, result: dict[str, Any], folder: Path, uri: str) -> None
         console.print(result["reference"]["note"], highlight=False)
     console.print(f"privacy {privacy_line(result['privacy'])}", highlight=False, soft_wrap=True)
     console.print(f"result  {folder}/result.json\nreport  {folder}/report.html", highlight=False)
-    if uri != "none":
-        console.print(f"MLflow  mlflow ui --backend-store-uri {uri}", highlight=False)
+    for line in where_tracked(uri, page):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def where_tracked(uri: str, page: str | None) -> list[str]:
+    """How a person looks at the run in MLflow; `page` is behind its address, or unknown where MLflow failed."""
+    if uri == "none":
+        return []
+    server = uri.startswith("http")
+    lines = [f"MLflow  {uri}" if server else f"MLflow  mlflow ui --backend-store-uri {uri}"]
+    if page is not None:
+        lines.append(f"charts  {uri.rstrip('/') if server else 'http://127.0.0.1:5000'}/{page}")
+    return lines

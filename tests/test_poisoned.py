@@ -29,11 +29,11 @@ from federation.panel.report import view
 from federation.plan import TrainPlan
 from federation.protocol import RoundOrder, RoundReply, Weights
 from federation.server import bounds, checkpoint, strategies
+from federation.server.archive.writer import _Batch
 from federation.server.exchange import NOT_A_REPLY, _problem, held_masks
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError, run_federation
 from federation.server.strategies import Update
-from federation.server.tracking import _Batch
 from models import risk
 
 FACTS = RunFacts("run-1", "local", simulation=True)

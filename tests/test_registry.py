@@ -11,8 +11,8 @@ import pytest
 from test_panel_cli import APPROVE, BOUND, CONDITIONAL, SAYS, Desk, Done, flip, later, make_desk, write_run
 
 from federation.panel.history import read
+from federation.server.archive.writer import Writer
 from federation.server.registry import RegistryError, champion, promote
-from federation.server.tracking import Writer
 from models.spec import ModelSpec
 
 # MLflow calls SQLAlchemy in ways that SQLAlchemy has deprecated; nothing here can change that.
@@ -93,8 +93,9 @@ def test_the_version_says_by_which_decision_and_its_run_holds_the_files(promoted
     assert run.info.status == "FINISHED"
     assert "mlflow.parentRunId" not in run.data.tags
     place = Path(mlflow.download_artifacts(version.run_id, f"panel/{decision.digest[:12]}"))
-    for name in ("model.safetensors", "card.json"):
-        assert (place / name).read_bytes() == (desk.run / "model" / name).read_bytes()
+    for name in ("model/model.safetensors", "model/card.json", "report.html", "gates.json"):
+        assert (place / Path(name).name).read_bytes() == (desk.run / name).read_bytes()
+    assert run.data.tags["panel.decision_sha256"] == decision.digest
 
 
 def test_the_registered_model_is_a_pickle_free_export_of_the_weights(promoted_home: Path) -> None:
@@ -146,6 +147,56 @@ def test_a_new_decision_moves_the_alias_to_a_new_version(promoted: Desk) -> None
         "before": "1",
     }
     assert champion(uri(promoted.home), NAME) == "2"
+
+
+def test_a_delivered_approval_is_archived_beside_the_model(promoted: Desk) -> None:
+    decision = promoted.must("list", "--json").json["decisions"][0]["decision_sha256"]
+    promoted.must("deliver", decision, promoted.run)
+    done = promoting(promoted, None, "--json")
+    assert done.code == 0, done.err
+    archived = client(promoted.home).download_artifacts(
+        done.json["run"], f"panel/{decision[:12]}/approval.json"
+    )
+    assert Path(archived).read_bytes() == (promoted.run / "model" / "approval.json").read_bytes()
+
+
+def test_a_suspension_is_mirrored_on_run_and_version_and_moves_nothing(promoted: Desk) -> None:
+    _suspended(promoted)
+    done = promoted.must("mirror", promoted.run, "--uri", uri(promoted.home))
+    mlflow = client(promoted.home)
+    version = mlflow.get_model_version_by_alias(NAME, "champion")
+    assert (
+        done.out == f"mirrored  decision {version.tags['panel.decision_sha256'][:12]}, approve: suspended\n"
+    )
+    for tags in (version.tags, mlflow.get_run(version.run_id).data.tags):
+        assert (tags["panel.state"], tags["panel.until"]) == ("suspended", "")
+
+
+def test_a_rejection_is_mirrored_on_the_run_alone(promoted: Desk) -> None:
+    promoted.decide("--verdict", "reject", *SAYS)
+    tags = promoted.must("mirror", promoted.run, "--uri", uri(promoted.home), "--json").json
+    assert (tags["panel.verdict"], tags["panel.state"]) == ("reject", "may not be used")
+    mlflow = client(promoted.home)
+    version = mlflow.get_model_version_by_alias(NAME, "champion")
+    assert mlflow.get_run(version.run_id).data.tags.items() >= tags.items()
+    assert version.tags["panel.verdict"] == "approve", "the version is by the decision before"
+    flip(promoted.folder / "history.jsonl", 50)
+    done = promoted.does("mirror", promoted.run, "--uri", uri(promoted.home))
+    assert done.code == 1
+    assert "is not as it was written" in done.err
+
+
+def test_a_decision_on_a_run_that_mlflow_lacks_says_how_to_put_it_there(promoted: Desk) -> None:
+    empty = f"sqlite:///{promoted.home / 'empty.db'}"
+    shutil.copy(promoted.home / "mlflow.db", promoted.home / "empty.db")
+    mlflow = client(promoted.home)
+    run = mlflow.get_model_version_by_alias(NAME, "champion").run_id
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=empty).delete_run(run)
+    done = promoted.does("mirror", promoted.run, "--uri", empty)
+    assert done.code == 1
+    assert "put it there with fedrisk track" in done.err
 
 
 def test_a_run_that_mlflow_does_not_know_gets_one(promoted: Desk) -> None:

@@ -1,5 +1,6 @@
 """What reaches MLflow: everything that may be published, nothing else, and no failure reaches the run."""
 
+import base64
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,18 +22,11 @@ import pytest
 from fake_result import SECRET, fake_result
 
 from federation.server import tracking
-from federation.server.tracking import (
-    MlflowTracker,
-    NoTracker,
-    TrackerError,
-    Writer,
-    environment,
-    flat_params,
-    neutral,
-    open_tracker,
-    published,
-    published_metrics,
-)
+from federation.server.archive import address, charts, process
+from federation.server.archive.names import published_metrics, user_metrics
+from federation.server.archive.texts import environment, flat_params, neutral, published
+from federation.server.archive.writer import Writer
+from federation.server.tracking import MlflowTracker, NoTracker, TrackerError, open_tracker
 
 # MLflow calls SQLAlchemy in ways that SQLAlchemy has deprecated; nothing here can change that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -205,6 +200,86 @@ def test_result_json_is_archived_byte_for_byte_when_it_holds_nothing_suppressed(
     assert archived.read_bytes() == (tmp_path / "result.json").read_bytes()
 
 
+def test_cards_are_archived_where_they_are_and_hold_no_suppressed_number(store: Path, tmp_path: Path) -> None:
+    named = {
+        "evidence": "evidence.json",
+        "model_card": "model-card.json",
+        "atrs": "atrs.json",
+        "report": "../report.html",
+    }
+    (tmp_path / "evidence.json").write_text(json.dumps(RESULT))
+    (tmp_path / "model-card.json").write_text('{"model": "x",  "bytes": "kept"}')
+    (tmp_path / "gates.json").write_text("{}")
+    (tmp_path.parent / "report.html").write_text("outside of the run's folder")
+    follow(written(store, tmp_path), tmp_path, RESULT | {"files": named})
+    run = runs_of(store)[RESULT["run_id"]].info.run_id
+    at = tmp_path / "files" / run / "artifacts"
+    names = {path.name for path in at.iterdir()}
+    assert names >= {"result.json", "evidence.json", "model-card.json", "gates.json"}
+    assert names.isdisjoint({"atrs.json", "report.html"})
+    assert json.loads((at / "evidence.json").read_text()) == published(RESULT)
+    assert (at / "model-card.json").read_bytes() == (tmp_path / "model-card.json").read_bytes()
+
+
+def test_a_large_run_is_a_few_requests(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch per run and checkpoint, however many rounds and groups there are; then one with the facts."""
+    writer = written(store, tmp_path)
+    writer.connect()
+    batches: list[str] = []
+    log_batch = writer._client.log_batch
+    monkeypatch.setattr(
+        writer._client, "log_batch", lambda run, **what: (batches.append(run), log_batch(run, **what))
+    )
+    follow(writer, tmp_path)
+    runs = 1 + len(RESULT["agencies"])
+    assert len(batches) <= 1 + runs * (len(RESULT["checkpoints"]) + 2)
+
+
+# ---- the saved charts ----
+
+
+def unpacked(value: str) -> dict[str, Any]:
+    """What MLflow's page reads from the tag: savedViewEnvelope.ts, then StringUtils.ts (`deflate;`, base64, zlib)."""
+    envelope = json.loads(value)
+    assert isinstance(envelope["name"], str)
+    assert isinstance(envelope["createdAt"], int)
+    kind, _, packed = envelope["state"].partition(";")
+    assert kind == "deflate"
+    state: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed, validate=True)))
+    return state
+
+
+def test_the_experiment_has_a_view_whose_charts_are_of_metrics_that_are_there(finished: Path) -> None:
+    mlflow, runs = client(finished), runs_of(finished)
+    experiment = mlflow.get_experiment_by_name("early-help")
+    value = experiment.tags[charts.TAG]
+    assert len(value) < charts.LONGEST
+    state = unpacked(value)
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == len(state["compareRunCharts"])
+    there = set(runs[RESULT["run_id"]].data.metrics)
+    drawn = {
+        key
+        for chart in state["compareRunCharts"]
+        for key in chart.get("selectedMetricKeys", [chart["metricKey"]])
+    }
+    assert drawn - there == {"test/overall/net_benefit_gain"}, "which the made-up result lacks"
+    found = mlflow.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert [run.info.run_name for run in found] == [RESULT["run_id"]]
+
+
+def test_what_people_made_of_the_view_stays(store: Path, tmp_path: Path) -> None:
+    writer = written(store, tmp_path)
+    writer.connect()
+    mlflow = client(store)
+    experiment = mlflow.get_experiment_by_name("early-help").experiment_id
+    mlflow.set_experiment_tag(experiment, charts.TAG, "mine")
+    assert writer.page == charts.page(experiment)
+    written(store, tmp_path).connect()
+    assert mlflow.get_experiment(experiment).tags[charts.TAG] == "mine"
+
+
 # ---- nothing else is ----
 
 
@@ -248,6 +323,60 @@ def test_nan_and_infinity_are_never_logged() -> None:
         "overall/auc_high": 0.9,
         "overall/ece": 0.1,
         "overall/tpr_suppressed": 1.0,
+    }
+
+
+def estimate(value: float, *, publishable: bool = True) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "publishable": publishable}
+
+
+def test_of_the_evidence_only_what_is_listed_becomes_a_metric() -> None:
+    """Tables that MLflow has no use for, and whatever a later version adds, stay in result.json."""
+    table = {"tpr": estimate(0.7), "fnr": estimate(0.3), "unheard_of": estimate(0.5)}
+    gaps = {"equal_opportunity": estimate(0.2), "unheard_of": estimate(0.5)}
+    metrics = {
+        "overall": table,
+        "gaps": {"sex": gaps},
+        "intersections": {"sex=female & race=black": table},
+        "capacity": {
+            "share": 0.1,
+            "cutoff": 0.62,
+            "chosen_on": "tune",
+            "overall": table,
+            "groups": {"sex": {"f": table}},
+        },
+        "agency_gaps": {"sex": {"north": gaps}},
+        "between_agencies": {"tpr": estimate(0.4, publishable=False), "unheard_of": estimate(0.5)},
+        "constant": {"nobody": table},
+        "conflicts": {"sex": {"base_rate_gap": estimate(0.1), "conflict": True}},
+        "analysis": {"label": "analysis only"},
+        "unheard_of": estimate(0.5),
+    }
+    found = published_metrics(metrics)
+    values = {name for name in found if not name.endswith(("_low", "_high"))}
+    assert values == {
+        "overall/tpr",
+        "overall/fnr",
+        "gaps/sex/equal_opportunity",
+        "capacity/tpr",
+        "capacity/fnr",
+        "capacity/share",
+        "capacity/cutoff",
+        "between_agencies/tpr_suppressed",
+    }
+    assert found["capacity/cutoff"] == 0.62
+    assert published_metrics({**metrics, "capacity": None, "between_agencies": {}}).keys() <= found.keys()
+
+
+def test_two_numbers_about_users_of_many_services_are_metrics() -> None:
+    assert user_metrics(None) == {}
+    users = {"sigma": 2.0, "by_intensity": {"high": {"tpr": estimate(0.5)}}, "found_beyond": estimate(0.25)}
+    users["most_intensive_share_of_flagged"] = estimate(0.5, publishable=False)
+    assert user_metrics(users) == {
+        "test/users/most_intensive_share_of_flagged_suppressed": 1.0,
+        "test/users/found_beyond": 0.25,
+        "test/users/found_beyond_low": 0.15,
+        "test/users/found_beyond_high": 0.35,
     }
 
 
@@ -440,7 +569,9 @@ def test_when_the_run_is_killed_its_mlflow_run_says_so(store: Path, tmp_path: Pa
     messages = [{"do": "open", **opening}, {"do": "start", "header": HEADER}]
     messages.append({"do": "round", "record": RESULT["rounds"][0], "at": 1000})
     answers: list[str | None] = []
-    tracking.serve((json.dumps(message).encode() for message in messages), answers.append)
+    process.serve(
+        (json.dumps(message).encode() for message in messages), lambda trouble, page: answers.append(trouble)
+    )
     assert answers == [None, None, None]
     run = runs_of(store)[RESULT["run_id"]]
     assert run.info.status == "KILLED"
@@ -491,12 +622,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_an_unreachable_server_is_one_sentence_within_seconds(scheme: str, closed_port: int) -> None:
     started = time.monotonic()
     with pytest.raises(TrackerError, match=r"tracking.uri: no .* answers at .* or use tracking=none$"):
-        open_tracker(f"{scheme}://user:hidden@127.0.0.1:{closed_port}/base", "early-help")
+        open_tracker(f"{scheme}://127.0.0.1:{closed_port}/base", "early-help")
     assert time.monotonic() - started < 6
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(address, "CHECK_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TrackerError, match="no MLflow"):
         open_tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "early-help")
 
@@ -533,6 +664,26 @@ def test_sqlite_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_plain_folders_are_refused_with_what_to_use(uri: str) -> None:
     with pytest.raises(TrackerError, match=r"use sqlite:///outputs/mlflow\.db"):
         open_tracker(uri, "early-help")
+
+
+@pytest.mark.parametrize(
+    ("uri", "instead"),
+    [
+        ("https://alice:hidden@mlflow.example", "MLFLOW_TRACKING_PASSWORD"),
+        ("http://alice@127.0.0.1:5000", "MLFLOW_TRACKING_USERNAME"),
+        ("http://:hidden@127.0.0.1:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql://alice:hidden@127.0.0.1/mlflow", "PGPASSWORD"),
+        ("postgresql+psycopg://alice@127.0.0.1/mlflow?password=hidden", "PGPASSWORD"),
+        ("mysql://alice:hidden@127.0.0.1/mlflow", "MLflow server in front"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(uri: str, instead: str) -> None:
+    with pytest.raises(TrackerError, match=instead) as refused:
+        open_tracker(uri, "early-help")
+    assert "alice" not in str(refused.value)
+    assert "hidden" not in str(refused.value)
+    with pytest.raises(TrackerError, match=r"^--uri must hold no"):
+        address.check_address(uri, "--uri")
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "sqlite://", "sqlite:///:memory:"])

@@ -23,6 +23,10 @@ class Timed:
     tracker: Tracker
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def page(self) -> str | None:
+        return self.tracker.page
+
     def start(self, header: Mapping[str, Any]) -> None:
         self._time("start", lambda: self.tracker.start(header))
 

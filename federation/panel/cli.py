@@ -350,6 +350,32 @@ def promote(
         print(f"promoted  {found.name} version {found.version} is the {found.alias}; before it: {before}")
 
 
+@app.command()
+def mirror(
+    run: RunFolder,
+    uri: Annotated[str, typer.Option("--uri", help="MLflow's address, as in tracking.uri.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Say in MLflow what was decided on a run and how that stands now, a rejection or a suspension too, as tags.
+
+    They are for who reads MLflow; nodes never ask it.
+
+    Example: fedrisk-panel mirror outputs/early-help-20310304 --uri sqlite:///outputs/mlflow.db
+    """
+    from federation.panel import screen
+    from federation.panel.delivery import mirror as write
+
+    panel = _panel(folder)
+    tags = guarded(lambda: write(folder, run, panel, uri, now()))
+    if as_json:
+        screen.show_json(tags)
+    else:
+        print(
+            f"mirrored  decision {tags['panel.decision_sha256'][:12]}, {tags['panel.verdict']}: {tags['panel.state']}"
+        )
+
+
 @app.command("list")
 def list_(folder: Folder = HERE, as_json: AsJson = False) -> None:
     """The runs that were decided on: verdict, how it stands, until when; and what waits for signatures.

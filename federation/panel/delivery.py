@@ -84,6 +84,25 @@ def promote(folder: Path, place: Path, panel: Panel, uri: str, name: str, now: d
     )
 
 
+def mirror(folder: Path, place: Path, panel: Panel, uri: str, now: datetime) -> dict[str, str]:
+    """Say in MLflow, as tags of the run in `place`, what the panel decided on it last, and how that stands; the tags."""
+    from federation.server import registry
+
+    entries = read(folder)
+    if problems := false_entries(entries, panel):
+        raise PanelError("\n".join([*problems, "nothing in MLflow was changed"]))
+    decided = decision_on(entries, read_run(place))
+    state, until = state_of(decided, now)
+    tags = {
+        "panel.decision_sha256": decided.sha256,
+        "panel.verdict": decided.decision.verdict,
+        "panel.state": state,
+        "panel.until": "" if until is None else until.isoformat(),
+    }
+    registry.mirror(uri, decided.decision.subject.run_id, tags)
+    return tags
+
+
 def listed(entries: Sequence[Entry], now: datetime) -> list[dict[str, Any]]:
     """Each decision with how it stands, the newest last."""
     rows = []

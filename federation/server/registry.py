@@ -4,12 +4,14 @@ Whoever calls this has checked the approval (`federation.panel.binding.missing`)
 verify the panel's signatures themselves and never ask MLflow.
 
 A version holds the model as a PyTorch 2 export (`data/model.pt2`: logits for rows of encoded features; no pickle), and its
-MLflow run holds the files of `model/` byte for byte, under the artifact path `panel/DECISION`.
+MLflow run says by which decision and holds what was decided on under the artifact path `panel/DECISION`: the files of `model/`
+(the approval, where it was delivered, among them), report, cards and gates.
 """
 
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,12 +25,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from federation.scorecard import WEIGHTS
-from federation.server import tracking
+from federation.server.archive.address import SETTINGS, TrackerError, check_address
+from federation.server.archive.writer import NOBODY, log_file, told_files
 from models import risk
 from models.spec import ModelSpec
 
 CHAMPION = "champion"
-NOBODY = {"mlflow.user": "fedrisk", "mlflow.source.name": "fedrisk", "mlflow.source.type": "LOCAL"}
 
 
 class RegistryError(RuntimeError):
@@ -84,6 +86,30 @@ def promote(
     return Promoted(name, str(version.version), CHAMPION, before, run)
 
 
+def mirror(uri: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Put `tags` on the federation's MLflow run, and on the versions of its model by the same decision; that run.
+
+    `RegistryError` where MLflow knows no such run, or lets nobody write there.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    found = _find_run(client, run_id)
+    if found is None:
+        raise RegistryError(f"MLflow has no run {run_id}: put it there with fedrisk track")
+    try:
+        for name, value in tags.items():
+            client.set_tag(found, name, value)
+        for version in client.search_model_versions(f"run_id = '{found}'"):
+            if version.tags.get("panel.decision_sha256") == tags["panel.decision_sha256"]:
+                for name, value in tags.items():
+                    client.set_model_version_tag(version.name, version.version, name, value)
+    except MlflowException as error:
+        first = str(error).partition("\n")[0][:200]
+        raise RegistryError(f"MLflow did not take the decision's tags ({first})") from None
+    return found
+
+
 def champion(uri: str, name: str) -> str | None:
     """The version of `name` that the alias is on, if any."""
     return _champion(_client(uri), name)
@@ -102,10 +128,10 @@ def _client(uri: str) -> Any:
     if importlib.util.find_spec("mlflow") is None:
         raise RegistryError("a promotion needs MLflow: install fedrisk[server]")
     try:
-        tracking.check_address(uri, "--uri")
-    except tracking.TrackerError as error:
+        check_address(uri, "--uri")
+    except TrackerError as error:
         raise RegistryError(str(error).replace(", or use tracking=none", "")) from None
-    os.environ.update(tracking.SETTINGS | os.environ)
+    os.environ.update(SETTINGS | os.environ)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -165,6 +191,7 @@ def _log(
     import mlflow.pytorch
     from mlflow.models import infer_signature
 
+    folder = model.parent
     rows = np.zeros((2, features), np.float32)  # two: an export of one row would be for one row alone
     found = _find_run(client, run_id)
     where = (
@@ -184,11 +211,18 @@ def _log(
         )
         place = f"panel/{tags['panel.decision_sha256'][:12]}"
         client.log_artifacts(run.info.run_id, str(model), artifact_path=place)
+        for path in (
+            folder / "gates.json",
+            *told_files(json.loads((folder / "result.json").read_text()), folder),
+        ):
+            log_file(client, run.info.run_id, path, place)
+        for name, value in tags.items():
+            client.set_tag(run.info.run_id, name, value)
         return str(run.info.run_id), logged
 
 
 def _find_run(client: Any, run_id: str) -> str | None:
-    """The federation's MLflow run, as `federation.server.tracking` tagged it; not those of its agencies."""
+    """The federation's MLflow run, as `federation.server.archive.writer` tagged it; not those of its agencies."""
     experiments = [each.experiment_id for each in client.search_experiments()]
     tagged = f"tags.`fedrisk.run_id` = '{run_id}'"
     for run in client.search_runs(experiments, tagged) if experiments else ():
