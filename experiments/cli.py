@@ -113,6 +113,13 @@ def plan(
 def draft(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The new YAML file.")] = Path("registration.yaml"),
+    audit: Annotated[
+        Path | None, typer.Option(help="What `fedrisk audit` wrote: what it found is signed with the rest.")
+    ] = None,
+    replaces: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_FOLDER", help="The run whose model stands until now, to be compared with."),
+    ] = None,
 ) -> None:
     """Write down a run before it begins, for an ethics panel to complete and sign (fedrisk-panel register).
 
@@ -123,7 +130,7 @@ def draft(
     """
     from experiments.drafting import draft_from
 
-    guarded(lambda: draft_from(context.args, out))
+    guarded(lambda: draft_from(context.args, out, audit, replaces))
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})

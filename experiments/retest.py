@@ -21,7 +21,8 @@ from federation.panel import history
 from federation.panel.binding import decision_on, draft_differences, false_entries
 from federation.panel.files import PANEL, PanelError, read_panel
 from federation.panel.runs import APPROVAL, FILES, MODEL, RESULT, Run, read_run
-from federation.retest import Decided, RetestRequest, Then, Watched
+from federation.retest import Decided, RetestRequest, Watched
+from federation.scorecard import Measure
 from federation.server.app import RETEST, run_retest_job
 from federation.server.result import RunFacts
 from federation.server.retest import RetestJob
@@ -105,15 +106,14 @@ def read_subject(folder: Path) -> Subject:
     """The finished run in `folder`; `SettingsError` names each file that is missing, or is not of that run."""
     try:
         run = read_run(folder)
-        result, card = run.result, run.card
-        if not (folder / "experiment.json").is_file():
-            raise PanelError(f"{folder}/experiment.json is missing: name the whole folder of a finished run")
-        weights = run.hashes.get("weights_sha256")
+        for name in (RESULT, "experiment.json", FILES["card_sha256"], FILES["weights_sha256"]):
+            if not (folder / name).is_file():
+                raise PanelError(f"{folder / name} is missing: name the whole folder of a finished run")
+        result, card, weights = run.result, run.card, run.hashes["weights_sha256"]
         if weights != card.weights_sha256:
-            is_now = "it is missing" if weights is None else f"its SHA-256 is {weights[:12]} now"
             raise PanelError(
-                f"{folder / FILES['weights_sha256']} is not the model that card.json is about ({card.weights_sha256[:12]}): "
-                f"{is_now}; get the run's folder again"
+                f"{folder / FILES['weights_sha256']} is not the model that card.json is about "
+                f"({card.weights_sha256[:12]}): its SHA-256 is {weights[:12]}; get the run's folder again"
             )
         experiment = checked(Experiment, (folder / "experiment.json").read_text())
         told = (result.get("run_id"), result.get("config_sha256"), experiment.data_contract.sha256)
@@ -177,12 +177,12 @@ def _facts(signed: Signed, said: Decision, verified: bool) -> Decided:
     )
 
 
-def _then(text: str, metrics: Mapping[str, Any]) -> Then | None:
+def _then(text: str, metrics: Mapping[str, Any]) -> Measure | None:
     """What the run's own test had of a threshold, if it may be shown."""
     estimate = rereferral.judge(text, metrics).estimate
     if estimate is None or not estimate["publishable"]:
         return None
-    return Then(**{end: estimate[end] for end in ("value", "low", "high")})
+    return Measure(**{end: estimate[end] for end in ("value", "low", "high")})
 
 
 # --- a simulation ---------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ from typing import Annotated, Self
 from pydantic import AwareDatetime, Field
 
 from federation.plan import Agreed, Sha256, Slug
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from federation.scorecard import Measure
 
 
 class Decided(Agreed):
@@ -22,19 +21,11 @@ class Decided(Agreed):
     verified: bool
 
 
-class Then(Agreed):
-    """A number as the run's own final test had it."""
-
-    value: Finite
-    low: Finite
-    high: Finite
-
-
 class Watched(Agreed):
     """A sentence of a decision, and, where a machine can measure it, what the run's own final test had."""
 
     text: Annotated[str, Field(min_length=1, max_length=20_000)]
-    then: Then | None = None
+    then: Measure | None = None
 
 
 class RetestRequest(Agreed):
