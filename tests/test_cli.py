@@ -11,7 +11,7 @@ from conftest import people, write_table
 from experiments.cli import app
 from experiments.run import jobs_of
 
-COMMANDS = ["run", "plan", "draft", "stats", "resume", "compare", "submit", "check", "audit"]
+COMMANDS = ["run", "plan", "draft", "stats", "retest", "resume", "compare", "submit", "check", "audit"]
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,19 @@ def test_register_run_report_decide_promote_score_and_what_ends_it(tmp_path: Pat
     assert "more than the 5 people" in cycle.score(run / "model", "--capacity", "6").stderr
     assert cycle.tries("verify", str(run)).exit_code == 0
 
+    # measured again, against what the panel said brings it back
+    again = fedrisk("retest", str(run), "--decision", str(cycle.panel))
+    assert again.code == 0, again.err
+    (measured,) = run.parent.glob("pilot-retest-*")
+    found = json.loads((measured / "retest.json").read_text())
+    assert (found["decision"]["decision_sha256"][:12], found["decision"]["verified"]) == (decided, True)
+    assert [(each["text"], each["verdict"]) for each in found["thresholds"]] == [("AUC below 0.6", "not due")]
+    of_run = f"tags.`fedrisk.retest_of` = '{run.name}'"
+    experiment = client.get_experiment_by_name("pilot").experiment_id
+    (tracked,) = client.search_runs([experiment], of_run)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.metrics["test/overall/auc"] == found["final"]["metrics"]["overall"]["auc"]["value"]
+
     # an unregistered run is research
     other = cycle.run("seed=1")
     assert "Not registered before it began." in (other / "report.html").read_text()
