@@ -21,11 +21,14 @@ from federation.panel import history
 from federation.panel.binding import decision_on, draft_differences, false_entries
 from federation.panel.files import PANEL, PanelError, read_panel
 from federation.panel.runs import APPROVAL, FILES, MODEL, RESULT, Run, read_run
+from federation.plan import Retest
+from federation.protocol import weights_digest
 from federation.retest import Decided, RetestRequest, Watched
 from federation.scorecard import Measure
 from federation.server.app import RETEST, run_retest_job
+from federation.server.gates import at_of
 from federation.server.result import RunFacts
-from federation.server.retest import RetestJob
+from federation.server.retest import RetestJob, read_weights
 from federation.server.tracking import open_tracker
 
 DUE = 3  # the exit code, where it is asked for: 1 and 2 are other troubles
@@ -91,9 +94,13 @@ def submit_retest(
         )
     experiment = subject.experiment.but(settings=with_whole_paths(settings, engines.home_of(superlink)))
     run_id = _new_id(experiment)
+    weights = read_weights(folder / FILES["weights_sha256"], request, experiment)
+    retest = Retest(of=request.of, weights=weights_digest(weights))
+    plan = experiment.retest_plan(run_id, retest, simulation=False)
     handed = engines.submit(superlink, experiment, run_id, retest=request.encode())
     place = f"{experiment.settings.output}/{run_id}"
     print(f"run     {run_id}, a retest of {request.of}, which Flower calls {handed}")
+    print(f"plan    {plan.sha256}, by which agencies approve it")
     print(f"result  {place}/{RETEST} and retest.html, on the machine of the SuperLink")
     flwr, name = engines.flwr_of(superlink)
     print(f"watch   {flwr} log {handed} {name} --stream")
@@ -138,14 +145,17 @@ def request_of(subject: Subject, decision: Path | None, thresholds: Sequence[str
         said, facts = (None, None) if path is None else _decided(run, path)
     except (PanelError, DecisionError) as error:
         raise SettingsError("\n".join(f"decision: {line}" for line in str(error).splitlines())) from None
-    texts = [*(() if said is None else said.rereferral), *thresholds]
-    metrics = run.result["final"]["metrics"] or {}
+    texts = [(text, True) for text in (() if said is None else said.rereferral)]
+    texts += [(text, False) for text in thresholds]
+    metrics = at_of(run.result, "final", "metrics") or {}
     values = {
         "of": run.card.run_id,
         "weights_sha256": run.card.weights_sha256,
         "result_sha256": run.hashes["result_sha256"],
         "decision": facts,
-        "watched": [Watched(text=text, then=_then(text, metrics)) for text in texts],
+        "watched": [
+            Watched(text=text, decided=decided, then=_then(text, metrics)) for text, decided in texts if text
+        ],
     }
     return checked(RetestRequest, values)
 
@@ -325,7 +335,8 @@ def _thresholds(rows: Sequence[Mapping[str, Any]]) -> Table:
         ends = "–" if now is None else f"{_number(now['low'])} to {_number(now['high'])}"
         values = ["–" if each is None else _number(each["value"]) for each in (row["then"], now)]
         style = "red" if row["verdict"] == "due" else ""
-        table.add_row(escape(row["text"]), *values, ends, verdict, style=style)
+        text = row["text"] + ("" if row["decided"] else " (not by the decision)")
+        table.add_row(escape(text), *values, ends, verdict, style=style)
     return table
 
 

@@ -22,9 +22,10 @@ class Decided(Agreed):
 
 
 class Watched(Agreed):
-    """A sentence of a decision, and, where a machine can measure it, what the run's own final test had."""
+    """A sentence of a decision (or that somebody typed: `decided` False), and, of a threshold, what the run's own test had."""
 
     text: Annotated[str, Field(min_length=1, max_length=20_000)]
+    decided: bool
     then: Measure | None = None
 
 

@@ -97,6 +97,7 @@ def test_the_same_records_give_numbers_within_the_noise_for_one_table_more(finis
         assert now[name]["low"] <= before[name]["value"] <= now[name]["high"]
     first, second = found["thresholds"]
     assert (first["verdict"], second["verdict"]) == ("not due", "judged by people")
+    assert not first["decided"]
     assert first["then"] == {end: before["auc"][end] for end in ("value", "low", "high")}
     assert found["due"] is False
     assert "Still for people to judge: a new law." in done.out.splitlines()[-1]
@@ -237,6 +238,7 @@ def test_the_thresholds_are_those_of_the_decision_on_exactly_this_model(copy: Pa
     (copy / "model" / "approval.json").write_text(approval.canonical)
     done, found = retest(copy)
     assert [each["text"] for each in found["thresholds"]] == ["AUC below 0.5", "a complaint"]
+    assert {each["decided"] for each in found["thresholds"]} == {True}
     decision = found["decision"]
     assert (decision["decision_sha256"], decision["verified"]) == (approval.decision.digest, False)
     assert "signatures not checked" in done.out

@@ -229,7 +229,8 @@ def decide(
         int | None, typer.Option(metavar="DAYS", help="Default of an approval: longest_days.")
     ] = None,
     audit: Annotated[
-        Path | None, typer.Option(help="What `fedrisk audit` wrote, where a gate asks for one.")
+        Path | None,
+        typer.Option(help="What `fedrisk audit` wrote, where a gate asks for one that was not registered."),
     ] = None,
     folder: Folder = HERE,
     yes: Yes = False,

@@ -71,7 +71,7 @@ def _row(threshold: Json) -> dict[str, Any]:
     unit = "count" if place is not None and place["measure"] == "people" else "decimal"
     then = threshold["then"]
     return {
-        "text": threshold["text"],
+        "text": threshold["text"] + ("" if threshold["decided"] else " (asked for now, not by the decision)"),
         "sentence": threshold["sentence"],
         "due": threshold["verdict"] == "due",
         "verdict": VERDICTS[threshold["verdict"]] + (", may be noise" if threshold["may_be_noise"] else ""),

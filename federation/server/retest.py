@@ -99,6 +99,7 @@ def judged(watched: Watched, metrics: Mapping[str, Any]) -> dict[str, Any]:
     threshold = found.threshold
     return {
         "text": watched.text,
+        "decided": watched.decided,
         "threshold": None if threshold is None else asdict(threshold) | {"reads": str(threshold)},
         "then": None if watched.then is None else json.loads(watched.then.canonical),
         "found": None if found.estimate is None else dict(found.estimate),
