@@ -34,12 +34,14 @@ class _OfOrder(Line):
 class Ordered(_OfOrder):
     """An order arrived. A run, a plan and the rest are left out where it did not decode.
 
-    `registration`: what the plan says an ethics panel signed before the run.
+    `registration`: what the plan says an ethics panel signed before the run. `retest_of`: the run whose model is
+    measured again, and nothing is trained.
     """
 
     experiment: Slug | None = None
     purpose: Slug | None = None
     registration: Sha256 | None = None
+    retest_of: Slug | None = None
     round: Annotated[int, Field(ge=0)] | None = None
 
 

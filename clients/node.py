@@ -40,7 +40,7 @@ from clients.randomness import Stream
 from clients.records.data import DataError, Dataset, load, load_values
 from clients.records.sources import find_source
 from federation import masks, wire
-from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Terms, TrainPlan
+from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Retest, Terms, TrainPlan
 from federation.protocol import (
     AgreeOrder,
     DealOrder,
@@ -61,6 +61,7 @@ from federation.protocol import (
     StatsOrder,
     StatsPlan,
     StatsReply,
+    weights_digest,
 )
 from federation.release import SharedRelease
 from federation.stats import holds, why_not
@@ -113,6 +114,8 @@ class Node:
         masked = plan.privacy.shared is not None
         if masked != (order.draw is not None):
             raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
+        if plan.retest is not None:
+            _must_be_the_retest(order, plan.retest)
         known = self._known(order.digest)
         if known is not None:
             return known  # type: ignore[return-value]
@@ -596,6 +599,21 @@ def _can_be_drawn(grid: Callable[[float], noise.Grid], sigma: float) -> noise.Gr
         return grid(sigma)
     except ValueError as error:
         raise Refused(Reason.MALFORMED, str(error)) from None
+
+
+def _must_be_the_retest(order: RoundOrder, retest: Retest) -> None:
+    """`Refused(MALFORMED)` unless the order is for one table of test people, of the model that the plan names.
+
+    A person may have approved the plan because it trains nothing, and because of which model it measures.
+    """
+    if (order.round, order.kinds) != (1, ("test",)):
+        asked = ", ".join(order.kinds) or "nothing"
+        raise Refused(
+            Reason.MALFORMED,
+            f"a retest takes one table of test people, the order is for {asked} in round {order.round}",
+        )
+    if weights_digest(order.weights) != retest.weights:
+        raise Refused(Reason.MALFORMED, f"the weights are not those of run {retest.of} that the plan names")
 
 
 def _must_be_the_draws(order: RoundOrder, draws: int) -> None:

@@ -71,6 +71,8 @@ def _more(order: Order) -> dict[str, Any]:
     facts = {} if plan is None else {"experiment": plan.experiment, "purpose": plan.purpose}
     if isinstance(plan, TrainPlan) and plan.registration is not None:
         facts["registration"] = plan.registration.digest
+    if isinstance(plan, TrainPlan) and plan.retest is not None:
+        facts["retest_of"] = plan.retest.of
     return facts | ({"round": max(0, order.round)} if isinstance(order, RoundOrder) else {})
 
 

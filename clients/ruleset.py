@@ -152,7 +152,7 @@ def _no_seed(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 
 def _releases(policy: Policy, plan: Plan, at: Situation) -> Verdict:
-    kinds = ("train", "evaluate") if isinstance(plan, TrainPlan) else ("stats",)
+    kinds = tuple(dict.fromkeys(event.kind for event in _of_one_order(plan)))
     absent = [kind for kind in kinds if not _listed(policy, policy.releases, kind)]
     return _verdict(
         "releases",
@@ -232,6 +232,8 @@ def _of_one_order(plan: Plan) -> tuple[Event, ...]:
     """The most that one order takes: its training and tables are of different people, so the costliest counts."""
     if isinstance(plan, StatsPlan):
         return (plan.release(),)
+    if plan.retest is not None:
+        return (plan.table_release("test"),)
     return plan.train_release(), plan.table_release("tune"), plan.table_release("test")
 
 

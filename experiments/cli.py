@@ -132,6 +132,13 @@ def plan(
 def draft(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The new YAML file.")] = Path("registration.yaml"),
+    audit: Annotated[
+        Path | None, typer.Option(help="What `fedrisk audit` wrote: what it found is signed with the rest.")
+    ] = None,
+    replaces: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_FOLDER", help="The run whose model stands until now, to be compared with."),
+    ] = None,
 ) -> None:
     """Write down a run before it begins, for an ethics panel to complete and sign (fedrisk-panel register).
 
@@ -142,7 +149,7 @@ def draft(
     """
     from experiments.drafting import draft_from
 
-    guarded(lambda: draft_from(context.args, out))
+    guarded(lambda: draft_from(context.args, out, audit, replaces))
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
@@ -175,6 +182,47 @@ def stats(
         guarded(lambda: submit_stats(superlink, column, context.args, epsilon=epsilon, quantiles=quantiles))
         return
     guarded(lambda: stats_from(column, context.args, epsilon=epsilon, quantiles=quantiles, as_json=as_json))
+
+
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def retest(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder of a finished run.")],
+    decision: Annotated[
+        Path | None,
+        typer.Option(
+            help="Whose thresholds are measured: an approval.json, or the panel's folder, which also checks the "
+            "signatures. Default: RUN_FOLDER/model/approval.json, if it is there."
+        ),
+    ] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help='One more, as "AUC below 0.70". Repeatable.')
+    ] = None,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit code 3 where re-referral is due.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Of a deployed run: the coordinator's folder, or a name in ~/.flwr/config.toml."),
+    ] = None,
+) -> None:
+    """Measure a finished run's model again, on the agencies' records of now, and say whether it must go back to its panel.
+
+    Each agency charges one table of its test people, and nothing is trained. Writes retest.json and retest.html.
+
+    Examples: fedrisk retest outputs/own-20310304-120000-1a2b data.agencies=this-year/agencies.yaml --threshold "AUC below 0.70"
+    fedrisk retest coordinator/outputs/pilot-20310304-120000-1a2b --superlink coordinator --decision panel
+    """
+    from experiments.retest import DUE, retest_from, submit_retest
+
+    asked = (folder, context.args)
+    if superlink is not None:
+        guarded(lambda: submit_retest(superlink, *asked, decision=decision, thresholds=threshold or []))
+        return
+    due = guarded(lambda: retest_from(*asked, decision=decision, thresholds=threshold or [], as_json=as_json))
+    if exit_code and due:
+        raise typer.Exit(DUE)
 
 
 @app.command()

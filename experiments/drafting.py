@@ -1,9 +1,12 @@
 """`fedrisk draft`: a run before it begins, as a file that an ethics panel completes and signs.
 
 What follows from the settings, the contract and the agencies' public facts is filled in; what only people can say is a
-question with no answer. `fedrisk-panel register` reads the file, signs it, and `registration=` runs it.
+question with no answer. `fedrisk-panel register` reads the file, signs it, and `registration=` runs it. What is known
+before the run goes with it: an audit of the privacy claim, and the model that it may replace.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,23 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments.config import compose, read
-from federation.decision import Answers
-from federation.experiment import Experiment, SettingsError
-from federation.server.gates import GatesError, read_gates
+from federation.decision import (
+    Answers,
+    Audited,
+    Decision,
+    DecisionError,
+    Evidence,
+    Replaced,
+    Signed,
+    read_approval,
+)
+from federation.experiment import Experiment, SettingsError, checked
+from federation.panel.files import UNREADABLE, PanelError
+from federation.panel.registered import registration_of
+from federation.panel.runs import APPROVAL, FILES, MODEL, RESULT, Run, read_json, read_run
+from federation.server.gates import GatesError, audited, read_gates
 
+NOTHING = Evidence()
 QUESTIONS: dict[str, str] = {
     "intended_use": "What is the model for, and for whom?",
     "not_for": "What must it not be used for?",
@@ -35,12 +51,21 @@ QUESTIONS: dict[str, str] = {
 }
 
 
-def draft_from(overrides: Sequence[str], out: Path) -> None:
-    """Write the draft of the run that `overrides` describe to the new file `out`."""
+def draft_from(
+    overrides: Sequence[str], out: Path, audit: Path | None = None, replaces: Path | None = None
+) -> None:
+    """Write the draft of the run that `overrides` describe to the new file `out`.
+
+    audit: what `fedrisk audit` wrote. replaces: the folder of the finished run whose model stands until now.
+    """
+    evidence = Evidence(
+        audit=None if audit is None else audit_of(audit),
+        replaces=None if replaces is None else replaced_by(replaces),
+    )
     config = compose(overrides)
     experiment = read(config, tables=False).experiment
     gates = OmegaConf.to_container(config.gates, resolve=True)
-    text = draft(experiment, dict(gates) if isinstance(gates, dict) else {})  # type: ignore[arg-type]
+    text = draft(experiment, dict(gates) if isinstance(gates, dict) else {}, evidence)  # type: ignore[arg-type]
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -49,7 +74,7 @@ def draft_from(overrides: Sequence[str], out: Path) -> None:
     print(f"draft   {out}\nnext    answer what is null in it, then: fedrisk-panel register {out}")
 
 
-def draft(experiment: Experiment, gates: dict[str, Any]) -> str:
+def draft(experiment: Experiment, gates: dict[str, Any], evidence: Evidence = NOTHING) -> str:
     """The YAML text; `SettingsError` where the gates are none."""
     contract, settings = experiment.data_contract, experiment.settings
     try:
@@ -75,10 +100,76 @@ def draft(experiment: Experiment, gates: dict[str, Any]) -> str:
         "# sign it with fedrisk-panel register. What is left null is shown as not given, in red.\n"
         f"answers:\n{asked}\n"
         "# What the model must pass to be approved, judged on the unfavourable end of each interval.\n"
-        f"{_yaml({'gates': gates})}\n"
+        f"{_yaml({'gates': gates})}\n{_known_before(evidence)}"
         "# What was planned. To change it, change the command and draft again: other values void the registration.\n"
         f"{_yaml(known)}{_yaml({'terms': experiment.terms})}"
     )
+
+
+def _known_before(evidence: Evidence) -> str:
+    if evidence == NOTHING:
+        return ""
+    values = json.loads(evidence.canonical)
+    return f"# What was known before the run. It is signed with the rest; the files that it names are not.\n{_yaml({'evidence': values})}\n"
+
+
+def audit_of(path: Path) -> Audited:
+    """What the audit in `path` found; `SettingsError` where `fedrisk audit` did not write it."""
+    try:
+        content = path.read_bytes()
+        return audited(dict(read_json(content)), hashlib.sha256(content).hexdigest())
+    except (OSError, *UNREADABLE):  # GatesError is one
+        raise SettingsError(
+            f"--audit: {path} is no audit that can be read: name the JSON file that `fedrisk audit` wrote"
+        ) from None
+
+
+def replaced_by(folder: Path) -> Replaced:
+    """The model of the finished run in `folder`; `SettingsError` where there is none, or its approval is of another."""
+    try:
+        run = read_run(folder)
+        gone = [
+            name
+            for name in (RESULT, FILES["card_sha256"], FILES["weights_sha256"])
+            if not (folder / name).is_file()
+        ]
+        if gone:
+            raise PanelError(f"{folder / gone[0]} is missing: name the folder of a finished run")
+        card, result, weights = run.card, run.result, run.hashes["weights_sha256"]
+        if (card.weights_sha256, card.run_id) != (weights, result.get("run_id")):
+            raise PanelError(
+                f"{folder}: result, card and weights are not of one run: get the run's folder again"
+            )
+        decision = _approval_beside(run)
+    except (PanelError, DecisionError) as error:
+        raise SettingsError(f"--replaces: {error}") from None
+    registration = registration_of(result)
+    overall = ((result.get("final") or {}).get("metrics") or {}).get("overall") or {}
+    values = {
+        "run_id": card.run_id,
+        "decision_sha256": None if decision is None else decision.digest,
+        "weights_sha256": weights,
+        "contract_sha256": card.contract_sha256,
+        "terms": {} if registration is None else registration.terms,
+        "measures": {
+            name: {end: each[end] for end in ("value", "low", "high")}
+            for name, each in overall.items()
+            if each["publishable"]
+        },
+    }
+    return checked(Replaced, values, within=["--replaces"])
+
+
+def _approval_beside(run: Run) -> Signed | None:
+    """The decision of the approval.json that was delivered with the run's model, if one was."""
+    path = run.folder / MODEL / APPROVAL
+    if not path.is_file():
+        return None
+    signed = read_approval(path.read_text(encoding="utf-8")).decision
+    subject = signed.read(Decision).subject
+    if (subject.run_id, subject.weights_sha256) != (run.card.run_id, run.card.weights_sha256):
+        raise PanelError(f"{path} approves another model than this one: deliver the right one, or remove it")
+    return signed
 
 
 def _yaml(value: dict[str, Any]) -> str:

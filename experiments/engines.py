@@ -152,15 +152,16 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
     return make_client_app(lambda context: open_node(Path(folders[int(context.node_config["partition-id"])])))
 
 
-def submit(superlink: str, experiment: Experiment, run_id: str, *, stats: str = "") -> str:
+def submit(superlink: str, experiment: Experiment, run_id: str, *, stats: str = "", retest: str = "") -> str:
     """Hand the run to a SuperLink; returns Flower's number for the run.
 
     `superlink` is a running coordinator's folder, or a name in Flower's configuration. `stats` is a `StatsRequest` in
-    base64, where a statistic is asked for and no training. The bundle is `federation.installed`'s, without any code:
+    base64, where a statistic is asked for and no training, `retest` a `RetestRequest`. The bundle is `federation.installed`'s, without any code:
     the coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the SuperLink
     does not take the run.
     """
-    return str(_start_run(superlink, {"experiment": experiment.encode(), "run-id": run_id, "stats": stats}))
+    config = {"experiment": experiment.encode(), "run-id": run_id, "stats": stats, "retest": retest}
+    return str(_start_run(superlink, config))
 
 
 def home_of(superlink: str) -> Path:

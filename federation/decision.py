@@ -17,10 +17,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, ValidationError, model_validator
 
 from federation.plan import Agreed, Registered, Sha256, Slug, sentences
-from federation.scorecard import ScoreCard
+from federation.scorecard import Measure, ScoreCard
 
 FORMAT = 1
 STATUS_DAYS = 7  # that a status holds at most: so long can a suspension be withheld
@@ -35,6 +35,7 @@ IN_WORDS: Mapping[Verdict, str] = {
     "reject": "rejected it",
     "suspend": "suspended it",
 }
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 Answer = Annotated[str, Field(min_length=1, max_length=4000)] | None
 
@@ -131,11 +132,52 @@ class Answers(Agreed):
     retest: Answer = None
 
 
+class Audited(BaseModel):
+    """What an audit of the privacy claim found, of which `sha256` is the file: an attack showed an ε of `lower_bound` at least.
+
+    `mechanisms`: whose noise was attacked. `failed`: what exceeded its claim. `what`: every setting that was tried, on whom.
+    """
+
+    model_config = Agreed.model_config  # no `Agreed`: that has a `sha256` of its own
+
+    sha256: Sha256
+    claimed_epsilon: Finite
+    lower_bound: Finite
+    confidence: Finite | None
+    attack: Text
+    what: Text
+    mechanisms: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    ok: bool
+
+
+class Replaced(Agreed):
+    """The model that stands until now: `terms` as they were registered ({} where they were not), and what its own test had.
+
+    `decision_sha256` None: no approval lies beside it. `measures`: those of everybody that may be published.
+    """
+
+    run_id: Slug
+    decision_sha256: Sha256 | None
+    weights_sha256: Sha256
+    contract_sha256: Sha256
+    terms: dict[str, Any]
+    measures: dict[str, Measure]
+
+
+class Evidence(Agreed):
+    """What was known before the run: an audit of its privacy claim, and the model that it may replace."""
+
+    audit: Audited | None = None
+    replaces: Replaced | None = None
+
+
 class Registration(Statement):
     """Before training: what will be trained, on whom, for what, and by what it will be judged.
 
     `terms` are the settings that decide the result (`Settings.terms`), `gates` what a model must pass
-    (`federation.server.gates`), `groups` the attributes by which it will be audited.
+    (`federation.server.gates`), `groups` the attributes by which it will be audited. The text of one without `evidence`
+    does not mention it.
     """
 
     kind: ClassVar[str] = "registration"
@@ -151,6 +193,7 @@ class Registration(Statement):
     groups: tuple[str, ...]
     gates: dict[str, Any]
     answers: Answers = Answers()
+    evidence: Evidence = Field(default=Evidence(), exclude_if=lambda evidence: evidence == Evidence())
 
 
 class Subject(Agreed):

@@ -21,6 +21,7 @@ from federation.plan import (
     Fraction,
     Participant,
     PrivacyPlan,
+    Retest,
     Slug,
     TrainPlan,
     sentences,
@@ -430,6 +431,10 @@ class Experiment(Agreed):
         }
         return checked(TrainPlan, values)
 
+    def retest_plan(self, run_id: str, retest: Retest, *, simulation: bool) -> TrainPlan:
+        """The plan of the run `run_id` that measures this experiment's model again: `plan` without any training."""
+        return self.plan(run_id, simulation=simulation).but(rounds=0, checkpoints=(), retest=retest)
+
     def encode(self) -> str:
         """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
         return base64.urlsafe_b64encode(self.canonical.encode()).decode()
@@ -449,12 +454,14 @@ def unlike_registered(plan: TrainPlan, registration: Registration, contract: Con
     """The keys of `plan` that are not what the registered terms make; [] where the panel registered this plan.
 
     An agency has the contract, so it makes the whole plan again from what was signed, and nothing in an order is taken
-    on trust. Noise may differ in its last bits between machines, by a millionth at most.
+    on trust. A retest is that plan without its training. Noise may differ in its last bits between machines, by a millionth at most.
     """
     terms, texts = json.dumps(registration.terms), json.dumps(contract.to_dict())
     made = _plan_of_terms(terms, texts, plan.run_id, plan.seed is not None)
     if made is None:
         return ["registration"]
+    if plan.retest is not None:
+        made = made.but(rounds=0, checkpoints=(), retest=plan.retest)
     found, expected = (json.loads(each.but(registration=None).canonical) for each in (plan, made))
     for name in ("noise_multiplier", "tune_sigma", "test_sigma"):
         if math.isclose(found["privacy"][name], expected["privacy"][name], rel_tol=1e-6):

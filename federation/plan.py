@@ -307,21 +307,41 @@ class Terms(Agreed):
         return {participant.name: participant for participant in self.participants}
 
 
+class Retest(Agreed):
+    """Which model a plan measures again, and no more: that of the run `of`.
+
+    `weights` is the SHA-256 of its parameters (`federation.protocol.weights_digest`): an agency measures these or none.
+    """
+
+    of: Slug
+    weights: Sha256
+
+
 class TrainPlan(Terms):
     """The whole of a run as an agency needs it to say yes or no. It rides in every order.
 
     `strategy` names how the coordinator says that it combines the agencies' changes; no agency can check that it does.
     `registration`: what a panel signed before the run, if it did; each agency writes its hash down with each order.
+    `retest`: nothing is trained; the plan is that of a finished run with 0 rounds, and takes one table of test people.
     """
 
     model: ModelSpec
     strategy: Slug
     privacy: PrivacyPlan
     local: LocalPlan
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    rounds: Annotated[int, Field(ge=0, le=100_000)]
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
     registration: Registered | None = None
+    retest: Retest | None = Field(default=None, exclude_if=lambda retest: retest is None)
+
+    @model_validator(mode="after")
+    def trains_or_measures(self) -> Self:
+        if (self.retest is None) != (self.rounds > 0):
+            raise ValueError(f"rounds must be 1 or more, and 0 for a retest, got {self.rounds}")
+        if self.retest is not None and self.checkpoints:
+            raise ValueError("checkpoints must be empty for a retest, which takes one table of test people")
+        return self
 
     @model_validator(mode="after")
     def one_linear_sum(self) -> Self:
@@ -360,7 +380,7 @@ class TrainPlan(Terms):
         return self.privacy.sample_rate * self.participant(name).public_size * self.train_fraction
 
     def releases(self) -> tuple[Event, ...]:
-        """Everything that this plan may take from one agency, if every round happens once."""
+        """Everything that this plan may take from one agency, if every round happens once: of a retest, one table."""
         train = [self.train_release()] * self.rounds
         tune = [self.table_release("tune")] * len(self.checkpoints)
         return (*train, *tune, self.table_release("test"))

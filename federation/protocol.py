@@ -83,11 +83,7 @@ class RoundOrder:
     def digest(self) -> str:
         """Names what is asked, hex: the same order sent twice has the same, whatever heads it brings."""
         asked = (self.plan.sha256, self.round, self.train, self.evaluate, self.draw, self.transcript)
-        digest = hashlib.sha256(repr(asked).encode())
-        for name, values in sorted(self.weights.items()):
-            digest.update(f"{name} {values.dtype} {values.shape}".encode())
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
+        return _digest(repr(asked), self.weights)
 
     @property
     def order_id(self) -> str:
@@ -246,6 +242,19 @@ class Refusal:
 
     agency: str
     reason: Reason
+
+
+def weights_digest(weights: Weights) -> str:
+    """SHA-256, hex, of the names, types, shapes and numbers of `weights`: the same in whichever order they come."""
+    return _digest("", weights)
+
+
+def _digest(begins: str, weights: Weights) -> str:
+    digest = hashlib.sha256(begins.encode())
+    for name, values in sorted(weights.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 Order = TrainPlan | RoundOrder | StatsOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder

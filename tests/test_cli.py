@@ -11,7 +11,19 @@ from conftest import people, write_table
 from experiments.cli import app
 from experiments.run import jobs_of
 
-COMMANDS = ["run", "plan", "draft", "stats", "resume", "track", "compare", "submit", "check", "audit"]
+COMMANDS = [
+    "run",
+    "plan",
+    "draft",
+    "stats",
+    "retest",
+    "resume",
+    "track",
+    "compare",
+    "submit",
+    "check",
+    "audit",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -122,6 +122,34 @@ def test_a_statistic_is_taken(federation: Federation, finished: Run) -> None:
     assert CANARY not in json.dumps(found)
 
 
+def test_a_deployed_model_is_measured_again(federation: Federation, finished: Run) -> None:
+    """One more table in each ledger, and nothing that trains; the numbers are those of the run within the noise."""
+    before = {name: agency.charges() for name, agency in federation.agencies.items()}
+    words = [
+        "retest",
+        str(finished.folder),
+        "--superlink",
+        str(federation.host.folder),
+        "--threshold",
+        "AUC below 0.2",
+    ]
+    done = federation.host.fedrisk(*words, cwd=federation.root)
+    assert done.returncode == 0, done.stderr
+    path = Path(re.search(r"result +(\S+retest.json)", done.stdout)[1])  # type: ignore[index]
+    federation.wait(path.exists, 120, "the retest")
+    found = json.loads(path.read_text())
+    assert found["retest_of"] == finished.folder.name
+    assert {facts["status"] for facts in found["agencies"].values()} == {"counted"}
+    then, now = (each["final"]["metrics"]["overall"]["people"] for each in (finished.result, found))
+    assert now["value"] == pytest.approx(then["value"], abs=(now["high"] - now["low"]))
+    assert found["thresholds"][0]["verdict"] in ("not due", "cannot be told")
+    for name, agency in federation.agencies.items():
+        (new,) = agency.charges()[len(before[name]) :]
+        assert (new[1].kind, new[1].part) == ("evaluate", "test")
+        ordered = [line.facts for line in journal.read(agency.folder) if line.facts.get("retest_of")]
+        assert {facts["retest_of"] for facts in ordered} == {finished.folder.name}
+
+
 def test_a_node_keeps_its_secrets_to_itself(federation: Federation, finished: Run) -> None:
     """By mode; and each deals its people with a secret of its own."""
     for agency in federation.agencies.values():

@@ -212,7 +212,7 @@ def test_no_kind_of_line_has_a_field_for_anything_of_a_record() -> None:
     fields = {f"{kind}.{name}" for kind, line in KINDS.items() for name in line.model_fields}
     of_order = {"order", "run_id", "plan_sha256", "order_id"}
     expected = {
-        "ordered": of_order | {"experiment", "purpose", "registration", "round"},
+        "ordered": of_order | {"experiment", "purpose", "registration", "retest_of", "round"},
         "accepted": of_order,
     }
     expected |= {"refused": of_order | {"reason", "rule", "sentence"}}

@@ -10,6 +10,7 @@ from click.testing import Result
 from command import fedrisk
 from conftest import CONTRACT, people, write_agencies, write_table
 from mlflow import MlflowClient
+from test_gates import audit
 from typer.testing import CliRunner
 
 from clients import journal
@@ -121,7 +122,11 @@ def test_register_run_report_decide_promote_score_and_what_ends_it(tmp_path: Pat
     gates = ["gates.simulation_allowed=true", "gates.min_people=10", "gates.auc=0.55"]
     gates += ["gates.epsilon.public=9", "gates.epsilon.coordinator=9", "gates.worst_group.fpr=0.6"]
     gates += ["gates.gaps.equalized_odds=null", "gates.ece=0.3", "gates.observed_expected=[0.5,2.0]"]
-    assert fedrisk("draft", *cycle.settings, *gates, "--out", str(draft)).code == 0
+    gates += ["gates.audit_required=true"]
+    audited = tmp_path / "audit.json"
+    audited.write_text(json.dumps(audit()))
+    assert fedrisk("draft", *cycle.settings, *gates, "--audit", str(audited), "--out", str(draft)).code == 0
+    audited.unlink()  # what it found is in the registration, so that anyone can judge it again
     values = yaml.safe_load(draft.read_text())
     values["answers"] |= ANSWERS
     draft.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -182,6 +187,19 @@ def test_register_run_report_decide_promote_score_and_what_ends_it(tmp_path: Pat
     assert cycle.score(run / "model", "--rehearsal", "--capacity", "9").exit_code == 0
     assert "more than the 5 people" in cycle.score(run / "model", "--capacity", "6").stderr
     assert cycle.tries("verify", str(run)).exit_code == 0
+
+    # measured again, against what the panel said brings it back
+    again = fedrisk("retest", str(run), "--decision", str(cycle.panel))
+    assert again.code == 0, again.err
+    (measured,) = run.parent.glob("pilot-retest-*")
+    found = json.loads((measured / "retest.json").read_text())
+    assert (found["decision"]["decision_sha256"][:12], found["decision"]["verified"]) == (decided, True)
+    assert [(each["text"], each["verdict"]) for each in found["thresholds"]] == [("AUC below 0.6", "not due")]
+    of_run = f"tags.`fedrisk.retest_of` = '{run.name}'"
+    experiment = client.get_experiment_by_name("pilot").experiment_id
+    (tracked,) = client.search_runs([experiment], of_run)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.metrics["test/overall/auc"] == found["final"]["metrics"]["overall"]["auc"]["value"]
 
     # an unregistered run is research
     other = cycle.run("seed=1")

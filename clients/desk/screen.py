@@ -146,7 +146,12 @@ def show_asked(plans: Sequence[Plan]) -> None:
         print("No plan waits for a person.")
         return
     for plan in plans:
-        _plain(f"{plan.sha256}  {plan.experiment} for {plan.purpose}, run {plan.run_id}")
+        _plain(f"{plan.sha256}  {plan.experiment} for {plan.purpose}, run {plan.run_id}{_retest(plan)}")
+
+
+def _retest(plan: Plan) -> str:
+    retest = getattr(plan, "retest", None)
+    return "" if retest is None else f", a retest of {retest.of}: one table, no training"
 
 
 def show_checked(found: Checked) -> None:
@@ -155,7 +160,7 @@ def show_checked(found: Checked) -> None:
     plan = found.plan
     _plain(f"Plan {plan.sha256}")
     _plain(
-        f"  {plan.experiment}, for {plan.purpose}, by {len(plan.participants)} agencies, run {plan.run_id}\n"
+        f"  {plan.experiment}, for {plan.purpose}, by {len(plan.participants)} agencies, run {plan.run_id}{_retest(plan)}\n"
     )
     for verdict in found.verdicts:
         table.add_row(MARKS["ok" if verdict.permits else "fail"], verdict.rule, escape(verdict.sentence))
@@ -185,7 +190,8 @@ def in_words(record: Record) -> str:
     if record.kind == "ordered":
         number = f" {facts['round']}" if "round" in facts else ""
         purpose = f", for {facts['purpose']}" if "purpose" in facts else ""
-        return f"{facts['order']}{number}{run}{plan}{purpose}"
+        retest = f", a retest of {facts['retest_of']}" if "retest_of" in facts else ""
+        return f"{facts['order']}{number}{run}{plan}{purpose}{retest}"
     if record.kind == "refused":
         return f"{order}: {facts['reason']}" + (f", by {facts['sentence']}" if "sentence" in facts else "")
     if record.kind == "released":

@@ -218,13 +218,19 @@ def decide(
         bool, typer.Option("--local-recalibration", help="Allow scores corrected on an agency's own records.")
     ] = False,
     rereferral: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="What brings it back to the panel. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What brings it back to the panel; fedrisk retest measures what it can, as AUC below 0.70, tpr of "
+            "sex=female below 0.5, gap equalized_odds of race above 0.15. Repeatable.",
+        ),
     ] = None,
     expires: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Default of an approval: longest_days.")
     ] = None,
     audit: Annotated[
-        Path | None, typer.Option(help="What `fedrisk audit` wrote, where a gate asks for one.")
+        Path | None,
+        typer.Option(help="What `fedrisk audit` wrote, where a gate asks for one that was not registered."),
     ] = None,
     folder: Folder = HERE,
     yes: Yes = False,
@@ -236,7 +242,7 @@ def decide(
     Example: fedrisk-panel decide outputs/early-help-20310304 --verdict approve --rationale @minutes.txt --dissent none --owner "head of safeguarding" --rereferral "AUC below 0.70" --key alice=alice.key
     """
     from federation.panel import screen
-    from federation.panel.drafting import Wanted, draft_decision, keep_gates, other_releases
+    from federation.panel.drafting import Wanted, draft_decision, keep_gates, other_releases, unmeasured
 
     panel = _panel(folder)
     wanted = guarded(
@@ -256,7 +262,7 @@ def decide(
     report, make = guarded(lambda: draft_decision(run, _entries(folder), panel, wanted, audit, now()))
     guarded(lambda: screen.show_gates(report))
     statement = guarded(make)
-    warn(guarded(lambda: other_releases(run)))
+    warn(guarded(lambda: [*other_releases(run), *unmeasured(run, rereferral or [])]))
     _sign(folder, statement, keys, yes, None, before=lambda: keep_gates(run, report), run=run)
 
 

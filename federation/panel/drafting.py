@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from federation import rereferral
 from federation.decision import APPROVALS, Decision, Panel, Registration
 from federation.durable import write_whole
 from federation.panel.decisions import made
@@ -25,7 +26,7 @@ from federation.panel.runs import (
     read_run,
     subject_of,
 )
-from federation.server.gates import GateReport, GatesError, read_gates
+from federation.server.gates import GateReport, GatesError, at_of, read_gates
 
 OURS = ("panel", "registered")  # what the panel says of a registration, and its draft does not
 
@@ -152,6 +153,17 @@ def other_releases(run: Path) -> list[str]:
     """What to read before signing, where another release made the run."""
     other = other_code(read_run(run))
     return [] if other is None else [f"take care: {other}"]
+
+
+def unmeasured(run: Path, texts: Sequence[str]) -> list[str]:
+    """A sentence for each of `texts` that is a threshold on a number that the run's result does not have."""
+    metrics = at_of(read_run(run).result, "final", "metrics") or {}
+    places = [(text, threshold) for text in texts if (threshold := rereferral.read(text)) is not None]
+    return [
+        f"take care: {text!r} asks for {threshold.what}, which is not in the run's result: a retest could not tell"
+        for text, threshold in places
+        if threshold.of(metrics) is None
+    ]
 
 
 def keep_gates(run: Path, report: GateReport) -> None:

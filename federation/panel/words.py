@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from federation import rereferral
 from federation.decision import (
     IN_WORDS,
     ConditionMet,
@@ -86,8 +87,43 @@ def _registration(said: Registration, now: datetime | None) -> Lines:
     questions = {"not_for": "What it is not for", **ABOUT, **NEXT}
     for name, answer in answers.items():
         yield questions.get(name, name), answer or NOT_GIVEN
+    yield from _evidence(said)
     yield from _gates(said.gates)
     yield from ((f"setting {name}", value) for name, value in flat(said.terms))
+
+
+def _evidence(said: Registration) -> Lines:
+    """What was known before: the privacy audit, and the model that this one may replace, with what would change."""
+    audit, old = said.evidence.audit, said.evidence.replaces
+    if audit is None:
+        yield "privacy audit", NOT_GIVEN
+    else:
+        sure = "" if audit.confidence is None else f" ({audit.confidence:.1%} confidence)"
+        found = f"an attack shows an ε of at least {audit.lower_bound:.2f}{sure}, {audit.claimed_epsilon:g} is claimed"
+        yield "privacy audit", f"{found}: {audit.attack}; {'it holds' if audit.ok else 'IT FAILED'}"
+        yield from (("audit FAILED at", each) for each in audit.failed)
+        yield "what was audited", audit.what
+        yield "audit's file", audit.sha256
+    if old is None:
+        yield "model it may replace", "none was named"
+        return
+    yield "model it may replace", f"that of run {old.run_id}, weights {old.weights_sha256}"
+    yield "its decision", old.decision_sha256 or "NONE: no approval lies beside it"
+    for name, each in old.measures.items():
+        ends = "" if each.low is None or each.high is None else f" ({each.low:.3f} to {each.high:.3f})"
+        yield f"it had {name}", f"{each.value:.3f}{ends}"
+    if old.contract_sha256 != said.contract_sha256:
+        yield "changed since", f"the contract, which was {old.contract_sha256}"
+    if not old.terms:
+        yield "changed since", "what was agreed for it is not known: it was not registered"
+        return
+    before, after = dict(flat(old.terms)), dict(flat(said.terms))
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            yield (
+                f"changed since: {name}",
+                f"{before.get(name, 'not there')} -> {after.get(name, 'not there')}",
+            )
 
 
 def _gates(values: Mapping[str, Any]) -> Lines:
@@ -121,7 +157,9 @@ def _decision(said: Decision) -> Lines:
     yield from ((f"condition {each.id}", each.text) for each in said.conditions)
     if said.approves:
         yield from _limits(said.limits)
-    yield from (("back before the panel", text) for text in said.rereferral)
+    for text in said.rereferral:
+        who = "people judge it" if rereferral.read(text) is None else "fedrisk retest measures it"
+        yield "back before the panel", f"{text} ({who})"
     yield "registration", said.subject.registration_sha256
     yield from ((name, getattr(said.subject, field)) for field, name in FILES.items())
 

@@ -1,7 +1,7 @@
 """The coordinator's Flower ServerApp: decode the experiment, run the rounds, write the evidence.
 
 The same app runs under every engine. What differs is given to `make_app`: where the run's facts and
-folder come from, and who watches. A run may be a statistic instead: one message, no rounds.
+folder come from, and who watches. A run may be a statistic instead, or a retest: one message, no rounds.
 """
 
 import contextlib
@@ -19,15 +19,19 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation.experiment import Experiment
+from federation.retest import RetestRequest
 from federation.scorecard import CARD, WEIGHTS
 from federation.server import checkpoint
 from federation.server.card import score_card
 from federation.server.result import RunFacts
+from federation.server.retest import RetestJob, run_retest
 from federation.server.rounds import RunError, Watcher, run_federation
 from federation.server.stats import StatsJob, run_stats
 from federation.server.tracking import Tracker, open_tracker
 from federation.server.waiting import wait_briefly
 from federation.stats import StatsRequest
+
+RETEST = "retest.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Job:
     add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
 
 
-def make_app(find_job: Callable[[Context], Job | StatsJob]) -> ServerApp:
+AnyJob = Job | StatsJob | RetestJob
+
+
+def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
     """A ServerApp that runs the job that `find_job` finds."""
     app = ServerApp()
 
@@ -51,6 +58,8 @@ def make_app(find_job: Callable[[Context], Job | StatsJob]) -> ServerApp:
         job = find_job(context)
         if isinstance(job, StatsJob):
             run_stats_job(grid, job)
+        elif isinstance(job, RetestJob):
+            run_retest_job(grid, job)
         else:
             run_job(grid, job)
 
@@ -62,6 +71,22 @@ def run_stats_job(grid: Grid, job: StatsJob) -> dict[str, Any]:
     found = run_stats(grid, job)
     write_json(found, job.folder / "stats.json")
     return found
+
+
+def run_retest_job(grid: Grid, job: RetestJob) -> dict[str, Any]:
+    """Measure the model of `job` again on `grid`; its folder then holds retest.json and retest.html."""
+    from federation.panel.retested import write_retest
+
+    with only_one(job.folder):
+        try:
+            found = run_retest(grid, job)
+            write_json(found, job.folder / RETEST)
+            write_retest(found, job.folder / found["files"]["report"])
+            job.tracker.finish(found, job.folder)
+            return found
+        except BaseException as error:
+            job.tracker.fail(type(error).__name__)
+            raise
 
 
 def run_job(grid: Grid, job: Job) -> dict[str, Any]:
@@ -131,7 +156,7 @@ def _write_report(result: Mapping[str, Any], folder: Path) -> None:
     write_report(result, folder / "report.html")
 
 
-def job_from_config(context: Context) -> Job | StatsJob:
+def job_from_config(context: Context) -> AnyJob:
     """A deployed run's job: everything comes in base64 values of the run config."""
     config = context.run_config
     if not config.get("experiment") or not config.get("run-id"):
@@ -148,8 +173,13 @@ def job_from_config(context: Context) -> Job | StatsJob:
     facts = RunFacts(run_id, "superlink", simulation=False)
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
+    tracker = open_tracker(settings.tracking.uri, settings.name, folder)
+    if config.get("retest"):
+        request = RetestRequest.decode(str(config["retest"]))
+        model = Path(settings.output) / request.of / "model" / WEIGHTS
+        return RetestJob(experiment, facts, folder, request, model, tracker)
     (folder / "experiment.json").write_text(experiment.canonical)  # for `fedrisk resume`
-    return Job(experiment, facts, folder, open_tracker(settings.tracking.uri, settings.name, folder))
+    return Job(experiment, facts, folder, tracker)
 
 
 def _log_to_file(folder: Path) -> None:

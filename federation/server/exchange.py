@@ -374,7 +374,8 @@ def too_few(experiment: Experiment, federation: Federation, when: str) -> str:
     absent += [f"{name} ({status_of(reason)})" for name, reason in sorted(federation.away.items())]
     return (
         f"fewer agencies took part at {when} than {_quorum(experiment)}"
-        f"{'; not in: ' + ', '.join(absent) if absent else ''}. Each agency's own log says why; the run can be resumed"
+        f"{'; not in: ' + ', '.join(absent) if absent else ''}. Each agency's own log says why; "
+        f"{'the run can be resumed' if federation.plan.retest is None else 'ask for the retest again'}"
     )
 
 

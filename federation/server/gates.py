@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from federation.decision import Registration, Signed
+from federation.decision import Audited, Registration, Signed
 from federation.plan import Agreed, Sha256, sentences
 
 Json = Mapping[str, Any]
@@ -130,7 +130,10 @@ class Gate(Agreed):
 
 
 class GateReport(Agreed):
-    """What the gates said of one run: all that was asked, and what was found. audit_sha256: of the audit's JSON."""
+    """What the gates said of one run: all that was asked, and what was found.
+
+    audit_sha256: of the audit's JSON, where one was given beside the result; the registered one is in the result.
+    """
 
     format: Literal[1] = 1
     run_id: str | None
@@ -147,8 +150,8 @@ class GateReport(Agreed):
 def judge(gates: Gates, result: Json, *, audit: Json | None = None) -> GateReport:
     """Hold `gates` against a result (schema 1 of result.json), and against what `fedrisk audit` wrote.
 
-    Rates are those of the final test. An audit that is given is judged whether or not one is required.
-    Where nothing is asked nothing is passed: one gate says so and fails.
+    Rates are those of the final test. An audit that is given is judged whether or not one is required; where none is,
+    that which was registered before the run. Where nothing is asked nothing is passed: one gate says so and fails.
     """
     metrics = at_of(result, "final", "metrics")
     found = [
@@ -160,13 +163,16 @@ def judge(gates: Gates, result: Json, *, audit: Json | None = None) -> GateRepor
         *_run(gates, result),
     ]
     run_id = result.get("run_id")
-    text = None if audit is None else json.dumps(audit, sort_keys=True, separators=(",", ":"))
     return GateReport(
         run_id=run_id if isinstance(run_id, str) else None,
         asked=gates,
-        audit_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        audit_sha256=None if audit is None else _sha256(audit),
         gates=tuple(found) or (_nothing(),),
     )
+
+
+def _sha256(audit: Json | None) -> str:
+    return hashlib.sha256(json.dumps(audit, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _nothing() -> Gate:
@@ -482,6 +488,7 @@ def _gaps(asked: Gaps, metrics: object) -> Iterator[Gate]:
 
 # --- privacy ----------------------------------------------------------------------------------------------
 
+NO_AUDIT = "this is no audit that can be read: name the JSON file that `fedrisk audit` wrote"
 AUDIT_ASKED = "no bound above its claim and no check that fails"
 VIEWERS = {
     "public": "whoever sees the results",
@@ -503,21 +510,26 @@ def _epsilon(asked: EpsilonTo, privacy: object) -> Iterator[Gate]:
 
 def _audit(required: bool, result: Json, audit: Json | None) -> Iterator[Gate]:
     """The audit's strongest attack against its claim. Every bound, check and membership test in it must hold."""
-    if audit is None and not required:
+    registration = _registration(result) if audit is None else None
+    found = registration.evidence.audit if isinstance(registration, Registration) else None
+    if audit is None and found is None and not required:
         return
     mechanism = at_of(result, "privacy", "mechanism")
-    if audit is None:
+    if audit is None and found is None:
         yield _audit_fails("no audit", "No audit was given")
     elif mechanism not in ("local", "shared"):
         yield _audit_fails(
             "no privacy", "The run was without privacy, so there is no claim that an audit could test"
         )
     else:
-        yield _audited(str(mechanism), audit)
+        try:
+            yield _audited(str(mechanism), found or audited(audit or {}, _sha256(audit)))
+        except GatesError:
+            yield _audit_fails("not readable", "What was given is no audit that can be read")
 
 
-def _audited(mechanism: str, audit: Json) -> Gate:
-    """An audit of this mechanism, whatever else it tried."""
+def audited(audit: Json, sha256: str) -> Audited:
+    """What an audit (JSON of `fedrisk audit`, in a file of that SHA-256) found; `GatesError` where it is none."""
     findings = [
         (str(at_of(setting, "name")), finding)
         for setting in _list(audit.get("settings"))
@@ -533,11 +545,7 @@ def _audited(mechanism: str, audit: Json) -> Gate:
         or not bounds
         or not all(_real(level) and _real(claim) for level, claim, _ in bounds)
     ):
-        return _audit_fails("not readable", "What was given is no audit that can be read")
-    if not any(setting.startswith(f"{mechanism},") for setting, _ in findings):
-        return _audit_fails(
-            f"not of {mechanism} noise", f"The audit did not try the run's own mechanism, {mechanism} noise"
-        )
+        raise GatesError(NO_AUDIT)
     level, claim, attack = max(bounds, key=lambda each: each[0] - each[1])
     failed = [
         f"{setting}: {at_of(each, 'method')}" for setting, each in findings if at_of(each, "ok") is not True
@@ -547,15 +555,40 @@ def _audited(mechanism: str, audit: Json) -> Gate:
         for each in _list(audit.get("membership"))
         if at_of(each, "ok") is not True
     ]
+    names = list(dict.fromkeys(setting for setting, _ in findings))
+    confidence = audit.get("confidence")
+    try:
+        return Audited(
+            sha256=sha256,
+            claimed_epsilon=claim,
+            lower_bound=level,
+            confidence=confidence if _real(confidence) else None,
+            attack=attack,
+            what=f"{audit.get('data') or 'people who are not named'}: {'; '.join(names)}",
+            mechanisms=tuple(sorted({name.partition(",")[0] for name in names if "," in name})),
+            failed=tuple(failed),
+            ok=audit.get("ok") is True,
+        )
+    except ValidationError:
+        raise GatesError(NO_AUDIT) from None
+
+
+def _audited(mechanism: str, audit: Audited) -> Gate:
+    """An audit of this mechanism, whatever else it tried."""
+    if mechanism not in audit.mechanisms:
+        return _audit_fails(
+            f"not of {mechanism} noise", f"The audit did not try the run's own mechanism, {mechanism} noise"
+        )
+    level, claim, failed = audit.lower_bound, audit.claimed_epsilon, audit.failed
     limit = Limit(most=claim, places=2)
     found = limit.says(_exact(level))
-    sentence = f"The strongest attack of the audit ({attack}) shows an ε of at least {found}, and {claim:g} is claimed"
+    sentence = f"The strongest attack of the audit ({audit.attack}) shows an ε of at least {found}, and {claim:g} is claimed"
     if failed:
         found, sentence = (
             f"{found}; failed: {', '.join(failed)}",
             f"{sentence}; it failed at {', '.join(failed)}",
         )
-    passed = limit.holds(level, level) and not failed and audit.get("ok") is True
+    passed = limit.holds(level, level) and not failed and audit.ok
     return Gate(
         name="audit",
         asked=AUDIT_ASKED,

@@ -184,9 +184,7 @@ def _after(
     measured = order.round - 1
     for part, each in got.tables.items():
         tables |= {f"{part}/{measured}/{whose}": table for whose, table in each.items()}
-    perhaps_charged = [name for name, reason in got.refused.items() if reason in PERHAPS_CHARGED]
-    names = [*got.replied, *got.late, *got.rejected, *perhaps_charged]
-    orders = _counted(state.history["orders"], order.kinds, names)
+    orders = _counted(state.history["orders"], order.kinds, charged(got))
     for name in got.replied if got.void is None else ():
         orders[name]["rounds"] += int(order.train)
     record = {
@@ -210,6 +208,12 @@ def _after(
         history["checkpoints"].append(measures | {"rejected": got.rejected})
     optimiser = strategies.state(strategy, list(weights))
     return Checkpoint(order.round, experiment.sha256, weights, optimiser, tables, history)
+
+
+def charged(got: Round) -> list[str]:
+    """Who charged the round's order, as far as the coordinator can know: everybody who did not refuse it first."""
+    perhaps = [name for name, reason in got.refused.items() if reason in PERHAPS_CHARGED]
+    return [*got.replied, *got.late, *got.rejected, *perhaps]
 
 
 def _with_lost_orders(state: Checkpoint, folder: Path) -> Checkpoint:

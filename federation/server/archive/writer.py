@@ -106,7 +106,7 @@ class Writer:
         finished = result.get("status", "finished") == "finished"
         for agency, run in self._runs.items():
             status = (result.get("agencies") or {}).get(agency, {}).get("status", "trained")
-            inside = status in ("trained", "no label")
+            inside = status in ("trained", "counted", "no label")
             self._client.set_terminated(run, "KILLED" if not finished else "FINISHED" if inside else "FAILED")
 
     def fail(self, reason: str, status: str = "FAILED") -> None:
