@@ -651,15 +651,17 @@ class Writer:
             self._client.log_batch(self._run_of(agency, facts), metrics=batch.by_run[agency], tags=tags)
 
     def _files(self, result: Mapping[str, Any], folder: Path) -> None:
-        """result.json, byte for byte where it holds nothing that may not be published, and the report."""
+        """result.json, byte for byte where it holds nothing that may not be published, and the papers."""
         run, stored, clean = self._runs[""], folder / "result.json", published(result)
         if stored.exists() and json.loads(stored.read_text()) == clean:
             self._client.log_artifact(run, str(stored))
         else:
             self._client.log_text(run, _json(clean), "result.json")
-        report = folder / str((result.get("files") or {}).get("report", "report.html"))
-        if report.exists():
-            self._client.log_artifact(run, str(report))
+        files = result.get("files") or {}
+        for name in ("report", "evidence", "model_card", "atrs"):
+            paper = folder / str(files.get(name, "report.html"))
+            if name in files and paper.exists():
+                self._client.log_artifact(run, str(paper))
 
 
 @final

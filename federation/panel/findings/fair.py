@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from federation.panel.facts import Fact, at, facts, pointer, real, shown, table
+from federation.panel.facts import Fact, facts, pointer, shown, table
 from federation.panel.findings.finding import (
     Finding,
     Json,

@@ -9,7 +9,6 @@ from federation.panel.findings.finding import (
     measured,
     metrics,
     percent,
-    points,
 )
 
 
@@ -59,10 +58,6 @@ def right_if_flagged(result: Json) -> Finding | None:
     """Positive predictive value."""
     return _one(result, "Of those flagged, {} have the outcome.", "percent", "overall", "ppv")
 
-
-def flagged(result: Json) -> Finding | None:
-    """Selection rate."""
-    return _one(result, "It flags {} of all people.", "percent", "overall", "selection_rate")
 
 
 def base_rate(result: Json) -> Finding | None:
