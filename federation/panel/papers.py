@@ -33,10 +33,14 @@ def write_papers(result: Json, folder: Path) -> list[Path]:
 
 
 def _as_json(make: Callable[[Json], Json]) -> Callable[[Json], bytes]:
-    return lambda result: (json.dumps(make(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return lambda result: (
+        json.dumps(make(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
 
 
-PAPERS: Mapping[str, Callable[[Json], bytes]] = {  # file in the run's folder -> what makes its bytes of a result
+PAPERS: Mapping[
+    str, Callable[[Json], bytes]
+] = {  # file in the run's folder -> what makes its bytes of a result
     "report.html": lambda result: render_report(result).encode(),
     "evidence.json": _as_json(evidence),
     "model-card.json": _as_json(model_card),

@@ -7,17 +7,18 @@ from federation.panel.findings.finding import Finding, Json, listed
 def privacy(result: Json) -> Finding | None:
     """ε of the agency that was asked most, with all that gives it a meaning."""
     facts = table(result.get("privacy"))
-    spent = facts.get("epsilon_busiest")
-    if not facts:
-        return None
-    if not real(spent):
+    spent, delta = facts.get("epsilon_busiest"), facts.get("delta")
+    if facts.get("mechanism") == "none":
         text = "The run has no differential privacy: nothing limits what may be learned of a person."
         return Finding(text, ("/privacy/mechanism",))
+    if not real(spent) or not real(delta) or not facts.get("unit"):
+        return None
     text = (
-        f"ε at most {spent:.2f} with δ {facts.get('delta'):g}, for {facts.get('unit')} ({facts.get('adjacency')}), by "
+        f"ε at most {spent:.2f} with δ {delta:g}, for one {facts['unit']} ({facts.get('adjacency')}), by "
         f"{facts.get('accountant')}; ledger: {facts.get('ledger')}."
     )
-    return Finding(text, ("/privacy/epsilon_busiest", "/privacy/delta", "/privacy/unit", "/privacy/ledger"))
+    keys = ("epsilon_busiest", "delta", "unit", "adjacency", "accountant", "ledger")
+    return Finding(text, tuple(f"/privacy/{key}" for key in keys))
 
 
 def several(result: Json) -> Finding | None:

@@ -59,7 +59,6 @@ def right_if_flagged(result: Json) -> Finding | None:
     return _one(result, "Of those flagged, {} have the outcome.", "percent", "overall", "ppv")
 
 
-
 def base_rate(result: Json) -> Finding | None:
     """How common the outcome is."""
     return _one(result, "Of all people, {} have the outcome.", "percent", "overall", "base_rate")
