@@ -311,6 +311,8 @@ def _close(console: Any, result: dict[str, Any], folder: Path, uri: str) -> None
         console.print(result["reference"]["note"], highlight=False)
     console.print(f"privacy {privacy_line(result['privacy'])}", highlight=False, soft_wrap=True)
     console.print(f"result  {folder}/result.json\nreport  {folder}/report.html", highlight=False)
-    console.print(f"papers  {folder}/evidence.json, model-card.json, atrs.json", highlight=False, soft_wrap=True)
+    console.print(
+        f"papers  {folder}/evidence.json, model-card.json, atrs.json", highlight=False, soft_wrap=True
+    )
     if uri != "none":
         console.print(f"MLflow  mlflow ui --backend-store-uri {uri}", highlight=False)

@@ -33,10 +33,7 @@ SOURCES = (
 
 def evidence(result: Json) -> dict[str, Any]:
     """The evidence of `result` (schema 1 of result.json), JSON-clean; the same result always gives the same evidence."""
-    questions = {
-        key: {"question": question, "anchor": f"#{key}", "facts": [_entry(fact) for fact in find(result)]}
-        for key, (question, find) in QUESTIONS.items()
-    }
+    told = {key: list(find(result)) for key, (_, find) in QUESTIONS.items()}
     return {
         "format": FORMAT,
         "run_id": _text(result.get("run_id")),
@@ -47,14 +44,12 @@ def evidence(result: Json) -> dict[str, Any]:
             "contract": _text(at(result, "/contract/sha256")),
             **{name: _text(result.get(f"{name}_sha256")) for name in ("config", "plan", "code")},
         },
-        "questions": questions,
+        "questions": {
+            key: {"question": question, "anchor": f"#{key}", "facts": [_entry(fact) for fact in told[key]]}
+            for key, (question, _) in QUESTIONS.items()
+        },
         "checklists": checklists(result),
-        "suppressed": [
-            fact["source"]
-            for each in questions.values()
-            for fact in each["facts"]
-            if fact["state"] == "suppressed"
-        ],
+        "suppressed": [fact.source for each in told.values() for fact in each if fact.state == "suppressed"],
     }
 
 

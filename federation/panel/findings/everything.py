@@ -58,6 +58,7 @@ _FOUND: tuple[Find, ...] = (
     works.constant,
     works.cutoff,
     works.errors,
+    works.lead,
     works.measures,
     works.people,
     works.practice,

@@ -160,11 +160,25 @@ def super_users(result: Json) -> Finding | None:
     if share is None:
         return None
     text = f"Of those flagged, {percent(share)} are already the most intensive users of services."
-    sources = ("/users/most_intensive_share_of_flagged",)
+    sources: tuple[str, ...] = ("/users/most_intensive_share_of_flagged",)
     if beyond is not None:
         text += f" Of those rightly flagged, {percent(beyond)} are not."
         sources += ("/users/found_beyond",)
     return Finding(text, sources)
+
+
+def lead(result: Json) -> Finding | None:
+    """How long after the flag the outcome comes, for half of those rightly flagged."""
+    median, unit = table(at(result, "/users/lead/median")), at(result, "/users/declared/lead_time/unit")
+    if not real(median.get("low")) or not unit:
+        return None
+    until = (
+        f"{median['low']:g} to {median['high']:g}"
+        if real(median.get("high"))
+        else f"{median['low']:g} or more"
+    )
+    text = f"Of those rightly flagged, the median time from flag to outcome is {until} {unit}."
+    return Finding(text, ("/users/lead/median", "/users/declared/lead_time/unit"))
 
 
 def practice(result: Json) -> Finding | None:
