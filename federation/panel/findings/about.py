@@ -16,7 +16,7 @@ def outcome(result: Json) -> Finding | None:
     """The outcome as the panel registered it, else as the data contract calls it; with its horizon."""
     registration = registration_of(result)
     if registration is not None:
-        text = f"Registered outcome: {registration.outcome}, within {registration.horizon}."
+        text = f"Registered outcome: {registration.outcome.rstrip('.')}, within {registration.horizon}."
         return Finding(text, (f"{REGISTRATION}#/outcome", f"{REGISTRATION}#/horizon"))
     contract = table(result.get("contract"))
     if not contract.get("label"):
