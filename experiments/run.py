@@ -311,6 +311,9 @@ def _close(console: Any, result: dict[str, Any], folder: Path, uri: str, page: s
         console.print(result["reference"]["note"], highlight=False)
     console.print(f"privacy {privacy_line(result['privacy'])}", highlight=False, soft_wrap=True)
     console.print(f"result  {folder}/result.json\nreport  {folder}/report.html", highlight=False)
+    console.print(
+        f"papers  {folder}/evidence.json, model-card.json, atrs.json", highlight=False, soft_wrap=True
+    )
     for line in where_tracked(uri, page):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("models", "federation", "clients")  # what learns, agrees and guards
-SUFFIXES = (".py", ".j2")
+SUFFIXES = (".py", ".j2", ".yaml")
 SERVER_APP, CLIENT_APP = "federation.server.app:app", "clients.app:app"
 RUN_CONFIG = ("experiment", "run-id", "stats", "retest")  # all that a run may say beside the bundle
 PYPROJECT = """\
@@ -52,7 +52,7 @@ def version() -> str:
 
 @functools.cache
 def code_sha256() -> str:
-    """SHA-256 over paths and contents of the installed Python files and templates of `PACKAGES`.
+    """SHA-256 over paths and contents of the installed Python files, templates and lists of `PACKAGES`.
 
     In the order of their paths, each as path, NUL, content, NUL; read once for the life of the process.
     """

@@ -77,7 +77,14 @@ def fake_result(private: bool = True, checkpoints: int = 5, seed: int = 7) -> di
         "checkpoints": records,
         "final": final,
         "reference": fake_reference(),
-        "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
+        "files": {
+            "report": "report.html",
+            "evidence": "evidence.json",
+            "model_card": "model-card.json",
+            "atrs": "atrs.json",
+            "model": "model/model.safetensors",
+            "checkpoints": "checkpoints",
+        },
     }
 
 

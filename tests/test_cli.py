@@ -89,7 +89,7 @@ def test_a_run_says_where_its_result_is(folder: Path) -> None:
 
 def test_quiet_shows_nothing_but_the_guarantee_and_where_the_result_is(folder: Path) -> None:
     done = fedrisk(*small_run(folder, "rounds=2", "--quiet"))
-    assert [line.split()[0] for line in done.out.splitlines()] == ["privacy", "result", "report"]
+    assert [line.split()[0] for line in done.out.splitlines()] == ["privacy", "result", "report", "papers"]
 
 
 def test_multirun_is_one_run_for_each_combination_and_a_tidy_folder(folder: Path, tmp_path: Path) -> None:

@@ -399,10 +399,11 @@ def test_the_codes_hash_is_of_what_learns_agrees_and_guards(tmp_path: Path) -> N
     (tmp_path / "experiments" / "cli.py").write_text("")
     assert found() == seen[0]
     template = next((tmp_path / "federation").rglob("*.j2"))
-    for path in (tmp_path / "clients" / "policy.py", template, tmp_path / "models" / "risk.py"):
+    lines = tmp_path / "federation" / "panel" / "checklists.yaml"
+    for path in (tmp_path / "clients" / "policy.py", template, lines, tmp_path / "models" / "risk.py"):
         path.write_text(path.read_text() + "\n")
         seen.append(found())
-    assert len(set(seen)) == 4
+    assert len(set(seen)) == 5
 
 
 def test_another_bundle_is_refused_before_it_is_read() -> None:

@@ -34,7 +34,7 @@ from federation.panel.drafting import keep_gates, read_registration
 from federation.panel.files import read_panel
 from federation.panel.history import opened, read
 from federation.panel.keys import read_key
-from federation.panel.report import write_report
+from federation.panel.papers import write_papers
 from federation.panel.runs import judged, read_run, subject_of
 from federation.panel.screen import show_gates
 from federation.scorecard import read_card
@@ -108,7 +108,7 @@ def write_run(folder: Path, registration: Mapping[str, Any] | None, **changes: A
     (folder / "model" / "model.safetensors").write_bytes(weights)
     (folder / "model" / "card.json").write_text(json.dumps(json.loads(card.canonical), indent=1))
     (folder / "result.json").write_text(json.dumps(result, indent=1))
-    write_report(result, folder / "report.html")
+    write_papers(result, folder)
     return folder
 
 
@@ -490,6 +490,25 @@ def test_a_report_that_is_not_that_of_the_result_is_noticed(desk: Desk) -> None:
     run = write_run(desk.home / "b", registration, code_sha256=installed.code_sha256())
     (run / "report.html").write_text((run / "report.html").read_text().replace("76 of 100", "96 of 100"))
     refused(desk, run, "report.html is not the report of result.json")
+
+
+@pytest.mark.parametrize("name", ["evidence.json", "model-card.json", "atrs.json"])
+def test_a_byte_changed_in_a_paper_is_noticed(desk: Desk, name: str) -> None:
+    """Before a decision, which is then not made, and after it, by `verify`; a paper that is gone was never bound."""
+    registration = json.loads((desk.run / "result.json").read_text())["registration"]
+    run = write_run(desk.home / "b", registration)
+    whole = (run / name).read_bytes()
+    flip(run / name)
+    refused(desk, run, f"{name} is not what result.json says")
+    (run / name).write_bytes(whole)
+    desk.must("decide", run, *APPROVE, *desk.both)
+    desk.must("verify", run)
+    flip(run / name)
+    done = desk.does("verify", run)
+    assert done.code == 1
+    assert f"{name} is not what result.json says" in done.out + done.err
+    (run / name).unlink()
+    desk.must("verify", run)
 
 
 def test_a_model_that_failed_a_gate_can_be_rejected_and_not_approved(desk: Desk) -> None:

@@ -149,6 +149,8 @@ def test_register_run_report_decide_promote_score_and_what_ends_it(tmp_path: Pat
     report = (run / "report.html").read_text()
     assert "a case worker" in report
     assert "Every gate is passed." in report
+    assert "Every registered gate is passed." in (run / "evidence.json").read_text()
+    assert "a case worker" in (run / "model-card.json").read_text()
 
     # nothing is promoted, and nobody scored, before a decision
     promote = ["promote", str(run), "--uri", cycle.uri, "--name", "pilot"]

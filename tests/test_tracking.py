@@ -78,6 +78,7 @@ def follow(writer: Any, folder: Path, result: Mapping[str, Any] = RESULT) -> Non
     """A whole run, told to a Writer as the writer process would."""
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "report.html").write_text("<!doctype html><title>report</title>")
+    (folder / "evidence.json").write_text("{}")
     writer.start(HEADER)
     checkpoints = {record["round"]: record for record in result["checkpoints"]}
     for at, record in enumerate(result["rounds"]):
@@ -182,6 +183,7 @@ def test_config_and_evidence_are_artifacts(finished: Path) -> None:
         "environment.json",
         "result.json",
         "report.html",
+        "evidence.json",
     }
     at = finished.parent / "files" / run.info.run_id / "artifacts"
     assert json.loads((at / "contract.json").read_text()) == HEADER["contract"]

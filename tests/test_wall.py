@@ -147,6 +147,7 @@ def test_a_whole_run_lets_no_canary_out(
     written = outside(planted / "outputs")
     names = {path.name for path in written}
     assert {"result.json", "report.html", "model.safetensors", "experiment.json", "mlflow.db"} <= names
+    assert {"evidence.json", "model-card.json", "atrs.json"} <= names
     assert any(path.is_relative_to(planted / "outputs" / "mlartifacts") for path in written)
     asked = 3 + 2 * 3 + 3 if not overrides else 3 + 2 * 3 + 3 * 3 * 3
     assert len(WIRE) >= 2 * asked, "ready, (keys, dealt,) two rounds and the last tables, there and back"

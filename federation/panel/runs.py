@@ -40,6 +40,9 @@ TERMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # where a resu
 }
 
 
+_GET_AGAIN = "it was changed, or is another run's; get the run's folder again"
+
+
 def read_json(content: bytes) -> Any:
     """JSON as a run writes it: no NaN, and nothing that UTF-8 has not. One of `UNREADABLE` where it is none."""
 
@@ -125,7 +128,7 @@ def check_run(run: Run, entries: Sequence[Entry], panel: Panel) -> Signed:
     run.check_whole()
     signed, entry = _registered(run.result, entries, panel)
     try:
-        problems = [*_not_as_registered(run, signed, entry), *_not_one_model(run), *_another_report(run)]
+        problems = [*_not_as_registered(run, signed, entry), *_not_one_model(run), *_other_papers(run)]
     except PanelError:
         raise
     except UNREADABLE:
@@ -208,13 +211,18 @@ def _not_one_model(run: Run) -> Iterator[str]:
         yield f"{FILES['weights_sha256']} is not the file that {CARD} is about: get both from the same run"
 
 
-def _another_report(run: Run) -> Iterator[str]:
-    """Where report.html, which people read, is not what this code makes of result.json. Other code's is not judged."""
+def _other_papers(run: Run) -> Iterator[str]:
+    """Where a paper, which people read, is not what this code makes of result.json. Other code's is not judged."""
     if other_code(run) is None:
-        from federation.panel.report import render_report
+        from federation.panel.papers import PAPERS
 
-        if render_report(run.result).encode() != run.content["report_sha256"]:
-            yield f"{REPORT} is not the report of {RESULT}: it was changed, or is another run's; get the run's folder again"
+        result = run.result
+        if PAPERS[REPORT](result) != run.content["report_sha256"]:
+            yield f"{REPORT} is not the report of {RESULT}: {_GET_AGAIN}"
+        for name, make in PAPERS.items():
+            path = run.folder / name
+            if name != REPORT and path.is_file() and path.read_bytes() != make(result):
+                yield f"{path} is not what {RESULT} says: {_GET_AGAIN}"
 
 
 def other_code(run: Run) -> str | None:
@@ -223,8 +231,8 @@ def other_code(run: Run) -> str | None:
     if made == installed.code_sha256():
         return None
     return (
-        f"{run.folder} was made by another release of fedrisk (code {str(made)[:12]}) than this one: whether {REPORT} shows "
-        f"what {RESULT} says was not checked"
+        f"{run.folder} was made by another release of fedrisk (code {str(made)[:12]}) than this one: whether {REPORT} "
+        f"and the papers beside it show what {RESULT} says was not checked"
     )
 
 

@@ -90,7 +90,7 @@ def run_retest_job(grid: Grid, job: RetestJob) -> dict[str, Any]:
 
 
 def run_job(grid: Grid, job: Job) -> dict[str, Any]:
-    """Run `job` on `grid`; its folder then holds result.json, report.html and model/."""
+    """Run `job` on `grid`; its folder then holds result.json, model/, and the report and the other papers."""
     with only_one(job.folder):
         return _run(grid, job)
 
@@ -101,7 +101,7 @@ def _run(grid: Grid, job: Job) -> dict[str, Any]:
         result = job.add(result)
         _write_model(job, result)
         write_json(result, job.folder / "result.json")
-        _write_report(result, job.folder)
+        _write_papers(result, job.folder)
         job.tracker.finish(result, job.folder)
         return result
     except BaseException as error:
@@ -150,10 +150,10 @@ def _write_model(job: Job, result: Mapping[str, Any]) -> None:
         write_json(json.loads(card.canonical), path.with_name(CARD))
 
 
-def _write_report(result: Mapping[str, Any], folder: Path) -> None:
-    from federation.panel.report import write_report
+def _write_papers(result: Mapping[str, Any], folder: Path) -> None:
+    from federation.panel.papers import write_papers
 
-    write_report(result, folder / "report.html")
+    write_papers(result, folder)
 
 
 def job_from_config(context: Context) -> AnyJob:

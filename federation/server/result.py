@@ -116,7 +116,14 @@ def build_result(
         "final": final,
         "scoring": scoring(experiment, plan, final["round"], state.tables),
         "reference": None,
-        "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
+        "files": {
+            "report": "report.html",
+            "evidence": "evidence.json",
+            "model_card": "model-card.json",
+            "atrs": "atrs.json",
+            "model": "model/model.safetensors",
+            "checkpoints": "checkpoints",
+        },
     }
 
 
