@@ -14,7 +14,7 @@ from fake_result import SECRET, fake_compare, fake_result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.panel import charts, report
+from federation.panel import charts, report, svg
 from federation.panel.charts import Mark, Panel, Point
 from federation.panel.report import (
     cell,
@@ -498,6 +498,6 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
 @given(st.floats(-100, 100), st.floats(1e-3, 200))
 def test_every_axis_has_two_to_six_round_marks_inside_its_ends(low: float, length: float) -> None:
-    marks = charts._ticks((low, low + length))
+    marks = svg.ticks((low, low + length))
     assert 2 <= len(marks) <= 7
     assert all(low - 1e-6 * length <= mark <= low + length * (1 + 1e-6) for mark in marks)

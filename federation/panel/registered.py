@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from federation.decision import DecisionError, Registration, Signed
-from federation.server.gates import GatesError, judge, read_gates
+from federation.server.gates import Gates, GatesError, judge, read_gates
 
 ABOUT = {
     "intended_use": "What it is for",
@@ -54,15 +54,29 @@ def registered(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def gates(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Each registered gate with what was found; None where none was registered."""
+    asked = asked_of(result)
+    if asked is None:
+        return None
+    report = judge(asked, result)
+    rows = [(gate.name, gate.asked, gate.found, gate.passed, gate.sentence) for gate in report.gates]
+    return {"rows": rows, "passed": report.passed, "failed": sum(not gate.passed for gate in report.gates)}
+
+
+def asked_of(result: Mapping[str, Any]) -> Gates | None:
+    """What the registration asks of the model; None where there is none, or none that can be read."""
     registration = registration_of(result)
     if registration is None:
         return None
     try:
-        report = judge(read_gates(registration.gates), result)
+        return read_gates(registration.gates)
     except GatesError:
         return None
-    rows = [(gate.name, gate.asked, gate.found, gate.passed, gate.sentence) for gate in report.gates]
-    return {"rows": rows, "passed": report.passed, "failed": sum(not gate.passed for gate in report.gates)}
+
+
+def evidence_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was attached to the registration: an audit, the model that this one replaces; {} where nothing was."""
+    evidence = getattr(registration_of(result), "evidence", None) or {}
+    return dict(evidence) if isinstance(evidence, Mapping) else dict(evidence.model_dump(mode="json"))
 
 
 def registration_of(result: Mapping[str, Any]) -> Registration | None:

@@ -1,0 +1,147 @@
+"""Section 3, is it fair: each group, declared intersections, the worst group, and gaps beside what was asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from federation.panel.registered import asked_of
+from federation.panel.sections.numbers import (
+    MEASURES,
+    Cell,
+    Json,
+    cell,
+    is_noise,
+    reading,
+    say,
+    shown,
+    table,
+    tables,
+)
+from federation.panel.sections.works import dots
+from federation.server.gates import Gates
+
+BY_GROUP = ("base_rate", "selection_rate", "tpr", "fnr", "fpr", "ppv", "observed_expected", "ece")
+ON_CHART = ("selection_rate", "tpr", "fpr", "ppv")
+AT_CAPACITY = ("selection_rate", "tpr", "fnr", "fpr", "ppv")
+# gap in result.json -> (what differs, the rate that differs)
+GAPS = {
+    "demographic_parity": ("Flagged", "selection_rate"),
+    "equal_opportunity": ("Found", "tpr"),
+    "predictive_parity": ("Right if flagged", "ppv"),
+    "equalized_odds": ("Found or wrongly flagged, whichever differs more", None),
+}
+# rate -> (how it reads, whether the largest is worst); those of `Gates.worst_group` first
+WORST = {
+    "tpr": ("Found least often", False),
+    "ppv": ("Least often right if flagged", False),
+    "fpr": ("Wrongly flagged most often", True),
+    "selection_rate": ("Flagged most often", True),
+}
+
+
+def groups(metrics: Json, result: Json) -> dict[str, Any]:
+    """Every attribute with its table, picture and gaps, and who is worst off of all."""
+    overall, asked = metrics.get("overall") or {}, asked_of(result)
+    found = {name: tables(levels) for name, levels in tables(metrics.get("groups")).items()}
+    gaps, capacity = tables(metrics.get("gaps")), (metrics.get("capacity") or {}).get("groups")
+    at_capacity = tables(capacity)
+    return {
+        "attributes": [
+            {
+                "name": name,
+                "table": table(levels, BY_GROUP),
+                "chart": dots(f"group-{at}", f"By {name}", levels, overall, ON_CHART),
+                "gaps": _gaps(gaps.get(name) or {}, levels, asked),
+                "hidden": _hidden(levels),
+                "capacity": table(tables(at_capacity.get(name)), AT_CAPACITY, "thousand"),
+            }
+            for at, (name, levels) in enumerate(found.items())
+        ],
+        "worst": _worst(metrics.get("worst_gap") or {}),
+        "worst_off": _worst_off(found, overall, asked),
+        "asked": asked is not None,
+        "intersections": _intersections(metrics, overall),
+    }
+
+
+def _hidden(levels: Mapping[str, Json]) -> list[str]:
+    return [level for level, rates in levels.items() if all(shown(rates.get(m)) is None for m in ON_CHART)]
+
+
+def _worst(gap: Json) -> dict[str, Any] | None:
+    mark = shown(gap)
+    if mark is None:
+        return None
+    return {
+        "attribute": gap.get("attribute") or "the groups",
+        "cell": cell(gap, "points"),
+        "noise": is_noise(mark),
+    }
+
+
+def _worst_off(
+    found: Mapping[str, Mapping[str, Json]], overall: Json, asked: Gates | None
+) -> list[tuple[str, str, Cell, Cell, str]]:
+    """For each rate the group that is worst off: (how, who, how much, everyone, asked)."""
+    rows = []
+    for rate, (words, largest) in WORST.items():
+        seen = {
+            f"{attribute}: {level}": estimate
+            for attribute, levels in found.items()
+            for level, rates in levels.items()
+            if shown(estimate := rates.get(rate)) is not None
+        }
+        unit = MEASURES[rate][2]
+        pick = max if largest else min
+        who = pick(seen, key=lambda name: seen[name]["value"]) if seen else "not known"
+        bound = None if asked is None else getattr(asked.worst_group, rate, None)
+        limit = "nothing" if bound is None else f"at {'most' if largest else 'least'} {say(bound, unit)}"
+        rows.append((words, who, cell(seen.get(who), unit), cell(overall.get(rate), unit), limit))
+    return rows
+
+
+def _gaps(gaps: Json, levels: Mapping[str, Json], asked: Gates | None) -> list[dict[str, Any]]:
+    rows = []
+    for name, (words, measure) in GAPS.items():
+        mark, ceiling = shown(gaps.get(name)), None if asked is None else getattr(asked.gaps, name)
+        rows.append(
+            {
+                "name": words,
+                "cell": cell(gaps.get(name), "points"),
+                "asked": "nothing" if ceiling is None else f"at most {say(ceiling, 'points')}",
+                "between": _between(levels, measure) if mark is not None and measure else "",
+                "verdict": reading(mark),
+            }
+        )
+    return rows
+
+
+def _between(levels: Mapping[str, Json], measure: str) -> str:
+    seen = {
+        level: mark.value
+        for level, rates in levels.items()
+        if (mark := shown(rates.get(measure))) is not None
+    }
+    if len(seen) < 2:
+        return ""
+    return f"{max(seen, key=lambda k: seen[k])} most, {min(seen, key=lambda k: seen[k])} least"
+
+
+# ---- people who are in several groups at once ----
+
+
+def _intersections(metrics: Json, overall: Json) -> dict[str, Any] | None:
+    """Groups of two attributes or more; None where none were measured."""
+    found = {_short(name): levels for name, levels in tables(metrics.get("intersections")).items()}
+    if not found:
+        return None
+    return {
+        "table": table(found, BY_GROUP),
+        "chart": dots("intersections-chart", "People in two groups at once", found, overall, ON_CHART),
+        "hidden": _hidden(found),
+    }
+
+
+def _short(name: str) -> str:
+    """ "sex=female & race=black" as "female, black", where it can be read like that."""
+    parts = [part.split("=") for part in name.split(" & ")]
+    return ", ".join(part[1] for part in parts) if all(len(part) == 2 for part in parts) else name
