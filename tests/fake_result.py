@@ -28,7 +28,7 @@ GROUPS = {
     "age band": {"under 25": 0.3, "25-44": 0.45, "45 and over": 0.249, "other": 0.001},
 }
 USE = {"no service": 0.35, "one or two": 0.4, "three or more": 0.25}
-LEAD = [(None, 30.0, 0.2), (30.0, 90.0, 0.3), (90.0, 180.0, 0.3), (180.0, None, 0.2)]
+LEAD = [(0.0, 30.0, 0.2), (30.0, 90.0, 0.3), (90.0, 180.0, 0.3), (180.0, None, 0.2)]
 
 
 def fake_result(private: bool = True, checkpoints: int = 5, seed: int = 7) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def whole_result(private: bool = True, seed: int = 7) -> dict[str, Any]:
         people = _people(rng, record["round"] / 20)
         record["metrics"] = _metrics(people) | _more_metrics(people)
     return result | {
-        "disclosure": {"profile": "uk-default", "minimum": 11, "rounding": 5},
+        "disclosure": {"profile": "uk-default", "minimum": 10, "rounding": 5},
         "tables": "per_agency",
         "analysis": _analysis(result["final"]["metrics"]),
         "users": _users(_people(rng, 1.0), rng),
@@ -274,7 +274,7 @@ def _more_metrics(people: People) -> dict[str, Any]:
     cutoff = float(np.quantile(people["score"], 1 - share))
     names = [name for name in KINDS if (people["agency"] == name).any()]
     y = people["y"]
-    worth = _estimate(float(y.mean() - (~y).mean() * CUTOFF / (1 - CUTOFF)), 0.011, hidden=False)
+    worth = _signed(float(y.mean() - (~y).mean() * CUTOFF / (1 - CUTOFF)), 0.011)
     overall = _describe(people)
     return {
         "intersections": {
@@ -288,7 +288,7 @@ def _more_metrics(people: People) -> dict[str, Any]:
             "share": share,
             "cutoff": cutoff,
             "chosen_on": "tune",
-            "overall": _describe(people, cutoff),
+            "overall": _describe(people, cutoff) | {"net_benefit": _signed(0.0617, 0.0071)},
             "groups": {
                 attribute: {
                     level: {
@@ -423,6 +423,7 @@ def _users(people: People, rng: np.random.Generator) -> dict[str, Any]:
                 {"low": low, "high": high, "share": _rate(rng.random(1700) < share, hidden=False)}
                 for low, high, share in LEAD
             ],
+            "unknown": _rate(rng.random(1700) < 0.07, hidden=False),
             "median": {"low": 30.0, "high": 90.0},
         },
         "practice": {

@@ -80,12 +80,12 @@ def frequency_bar(key: str, title: str, parts: Sequence[tuple[str, int, str]]) -
     return picture(key, title, described, 60 + 24 * math.ceil(len(shown) / 2), out)
 
 
-def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel]) -> str:
-    """Rows of dots with whiskers, one panel beside the other, all rows in line."""
-    labels = min(max((7.0 * len(name) for name in rows), default=0.0) + 14, 200.0)
+def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel], longest: int = 28) -> str:
+    """Rows of dots with whiskers, one panel beside the other, all rows in line. longest: letters of a name."""
+    labels = min(max((7.0 * len(name) for name in rows), default=0.0) + 14, 7.2 * longest)
     gap, height = 22.0, 28.0 * len(rows)
     width = (WIDTH - 1 - labels + gap) / max(len(panels), 1) - gap
-    out = [text(0, TOP + 18 + 28 * at, short(name, 28)) for at, name in enumerate(rows)]
+    out = [text(0, TOP + 18 + 28 * at, short(name, longest)) for at, name in enumerate(rows)]
     for at, panel in enumerate(panels):
         out += _panel(panel, labels + at * (width + gap), width, height)
     described = f"{', '.join(panel.title for panel in panels)} for {', '.join(rows)}, each with its interval."
@@ -180,7 +180,7 @@ def grid(
         for at, strip in enumerate(cells):
             out += _strip(strip, left + at * (width + gap), top, width, height, labelled=at == 0)
     described = f"{', '.join(columns)} for {', '.join(rows)}, at each checkpoint, with what was asked."
-    return picture(key, title, described, 50 + len(rows) * (height + 62) - 14, out)
+    return picture(key, title, described, 50 + len(rows) * (height + 62) - 36, out)
 
 
 def _strip(strip: Strip, left: float, top: float, width: float, height: float, labelled: bool) -> list[str]:

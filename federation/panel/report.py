@@ -31,7 +31,7 @@ SECTIONS = (
     ("about", "What is it for?"),
     ("works", "Does it work, and for whom?"),
     ("fair", "Is it fair?"),
-    ("users", "Who already uses most services?"),
+    ("users", "Super-users: who already gets most services?"),
     ("cost", "What did it cost in privacy?"),
     ("happened", "What happened?"),
     ("next", "What next?"),

@@ -16,10 +16,10 @@ KINDS = {
     "alone": "one agency by itself",
     "sklearn": "a standard tool, all records in one place",
 }
-COLUMNS: tuple[tuple[str, str, Unit], ...] = (
-    ("auc", "Ranking", "decimal"),
-    ("brier", "Distance from the truth", "decimal"),
-    ("worst_gap", "Worst gap", "points"),
+COLUMNS: tuple[tuple[str, str, str, Unit], ...] = (  # measure, its name, its name on a picture
+    ("auc", "Ranking", "Ranking", "decimal"),
+    ("brier", "Distance from the truth", "Distance", "decimal"),
+    ("worst_gap", "Worst gap", "Worst gap", "points"),
 )
 
 
@@ -29,20 +29,20 @@ def comparison(reference: Json | None) -> dict[str, Any] | None:
     if reference is None or not rows:
         return None
     panels = []
-    for key, words, unit in COLUMNS:
+    for key, _, words, unit in COLUMNS:
         marks = [_spread_mark(row.get(key)) for row in rows]
         within = [*marks, Mark(0.0)] if unit == "points" else marks
         panels.append(Panel(words, marks, charts.spread(within, (0, 1), 0.04), percent=unit == "points"))
     return {
         "note": str(reference.get("note") or ""),
         "seeds": len(reference.get("seeds") or ()),
-        "head": [words for _, words, _ in COLUMNS],
+        "head": [words for _, words, _, _ in COLUMNS],
         "rows": [
             (
                 row.get("name"),
                 KINDS.get(str(row.get("kind")), str(row.get("kind") or "")),
                 _own_epsilon(row),
-                *(mean_sd(row.get(key), unit) for key, _, unit in COLUMNS),
+                *(mean_sd(row.get(key), unit) for key, _, _, unit in COLUMNS),
             )
             for row in rows
         ],

@@ -21,6 +21,7 @@ from federation.server.gates import Gates
 
 BY_GROUP = ("base_rate", "selection_rate", "tpr", "fnr", "fpr", "ppv", "observed_expected", "ece")
 ON_CHART = ("selection_rate", "tpr", "fpr", "ppv")
+DRAWN = 40  # groups of several attributes at most, before those that may not be shown leave the picture
 AT_CAPACITY = ("selection_rate", "tpr", "fnr", "fpr", "ppv")
 # gap in result.json -> (what differs, the rate that differs)
 GAPS = {
@@ -134,10 +135,16 @@ def _intersections(metrics: Json, overall: Json) -> dict[str, Any] | None:
     found = {_short(name): levels for name, levels in tables(metrics.get("intersections")).items()}
     if not found:
         return None
+    hidden = _hidden(found)
+    drawn = found if len(found) <= DRAWN else {name: found[name] for name in found if name not in hidden}
     return {
         "table": table(found, BY_GROUP),
-        "chart": dots("intersections-chart", "People in two groups at once", found, overall, ON_CHART),
-        "hidden": _hidden(found),
+        "chart": dots(
+            "intersections-chart", "People in several groups at once", drawn, overall, ON_CHART[:3], wide=True
+        )
+        if drawn
+        else None,
+        "hidden": hidden,
     }
 
 

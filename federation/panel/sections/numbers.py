@@ -106,7 +106,7 @@ def cell(estimate: Json | None, unit: Unit, gone: str = GONE) -> Cell:
 
 def of_mark(mark: Mark, unit: Unit) -> Cell:
     """A value that may be shown, as text with its interval."""
-    if mark.low is None or mark.high is None:
+    if mark.low is None or mark.high is None or mark.low == mark.value == mark.high:
         return Cell(say(mark.value, unit))
     low, high = say(mark.low, unit, bare=True), say(mark.high, unit, bare=True)
     between = unit in ("thousand", "benefit")
@@ -125,7 +125,8 @@ def say(value: float, unit: Unit, bare: bool = False) -> str:
     if unit == "thousand":
         return f"{1000 * min(max(value, 0), 1):,.0f}"
     if unit == "benefit":
-        return f"{round(1000 * value, 1) + 0.0:+,.1f}"
+        worth = round(1000 * value, 1)
+        return "0" if worth == 0 else f"{worth:+,.1f}".replace("-", "−")
     if unit == "decimal":
         return f"{value:.3f}"
     return f"{100 * value:.1f}" + ("" if bare else "%" if unit == "percent" else " points")
@@ -203,6 +204,11 @@ def join(names: Iterable[str]) -> str:
     """Names as a list in words."""
     *most, last = list(names) or [""]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def sentence(words: str) -> str:
+    """With a capital letter, and without the dot at its end."""
+    return (words[:1].upper() + words[1:]).rstrip(".")
 
 
 def given(value: Any) -> str:

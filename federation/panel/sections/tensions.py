@@ -16,17 +16,18 @@ from federation.panel.sections.numbers import (
     of_mark,
     real,
     say,
+    sentence,
     shown,
     tables,
 )
 from federation.panel.svg import Mark
 
 SAME = {
-    "nobody": "flags nobody",
-    "everybody": "flags everybody",
-    "base_rate": "gives everyone the same score, the share who had the outcome",
+    "nobody": "Flags nobody",
+    "everybody": "Flags everybody",
+    "base_rate": "Gives everyone the same score",
 }
-MODEL = "this model"
+MODEL = "This model"
 SAME_SCORES: tuple[tuple[str, Unit], ...] = (
     ("accuracy", "thousand"),
     ("tpr", "thousand"),
@@ -34,6 +35,7 @@ SAME_SCORES: tuple[tuple[str, Unit], ...] = (
     ("net_benefit", "benefit"),
     ("brier", "decimal"),
 )
+WHEN = ("before", "after")
 RECALIBRATED = ("observed_expected", "ece", "brier")
 TRAINING = {
     "group_multipliers": "Groups that the model served worse counted for more in the next round (group multipliers).",
@@ -43,24 +45,27 @@ TRAINING = {
 
 def constant(metrics: Json) -> dict[str, Any] | None:
     """What a predictor would score that says the same of everyone, beside the model; None where not measured."""
-    found = tables(metrics.get("constant"))
+    found, overall = tables(metrics.get("constant")), metrics.get("overall") or {}
     if not found:
         return None
-    named = [(MODEL, metrics.get("overall") or {})]
-    named += [(words, found[name]) for name, words in SAME.items() if name in found]
+    rules = {name: found[name] for name in SAME if name in found}
     return {
-        "head": [MEASURES[name][0] for name, _ in SAME_SCORES],
+        "head": [MODEL, *(SAME[name] for name in rules)],
         "rows": [
-            (words, [cell(scores.get(name), unit, "") for name, unit in SAME_SCORES])
-            for words, scores in named
+            (
+                MEASURES[name][0],
+                [cell(overall.get(name), unit)]
+                + [_score(rule, scores, name, unit) for rule, scores in rules.items()],
+            )
+            for name, unit in SAME_SCORES
         ],
         "missing": join(words for name, words in SAME.items() if name not in found),
     }
 
 
-def _score(words: str, scores: Json, name: str, unit: Unit) -> Cell:
-    """A score of one of the rows; a dash where it has no meaning: nobody is flagged by a score, or has one by a flag."""
-    applies = words == MODEL or (name == "brier") == (words == SAME["base_rate"])
+def _score(rule: str, scores: Json, name: str, unit: Unit) -> Cell:
+    """A dash where it has no meaning: a flag has no distance from the truth, and a score alone flags nobody."""
+    applies = (name == "brier") == (rule == "base_rate")
     return cell(scores.get(name), unit) if applies else Cell("–")
 
 
@@ -72,11 +77,11 @@ def conflicts(metrics: Json) -> list[str]:
 def _conflict(name: str, found: Json) -> str:
     mark = shown(found.get("base_rate_gap"))
     if mark is None:
-        differs = "How much the share of people who had the outcome differs between the groups is not shown"
+        differs = "how much the share of people who had the outcome differs between the groups is not shown"
     else:
         gap = of_mark(mark, "points")
         ends = f" ({gap.interval})" if gap.interval else ""
-        differs = f"The share of people who had the outcome differs by {gap.text}{ends} between the groups"
+        differs = f"the share of people who had the outcome differs by {gap.text}{ends} between the groups"
     verdict = found.get("conflict")
     if verdict is True:
         says = (
@@ -94,7 +99,7 @@ def _conflict(name: str, found: Json) -> str:
             "Whether it differs beyond noise cannot be told, so it is not known whether the wishes conflict here: that "
             "a flag means the same in every group, and that every group has the same share found and wrongly flagged."
         )
-    return f"By {name}: {differs[0].lower()}{differs[1:]}. {says}"
+    return f"By {name}: {differs}. {says}"
 
 
 # ---- what is tried for the panel's eyes only ----
@@ -106,22 +111,18 @@ def analysis(metrics: Json, result: Json) -> dict[str, Any] | None:
     if not found:
         return None
     return {
-        "label": given(found.get("label")),
+        "label": sentence(given(found.get("label"))),
         "agencies": [
             (
                 name,
-                number(fit.get("intercept"), ".2f"),
-                number(fit.get("slope"), ".2f"),
+                number(fit.get("intercept"), ".2f", UNMEASURED),
+                number(fit.get("slope"), ".2f", UNMEASURED),
                 [
-                    _either((fit.get(when) or {}).get(measure), "decimal")
+                    (MEASURES[measure][0], *(_either(_at(fit, when, measure), "decimal") for when in WHEN))
                     for measure in RECALIBRATED
-                    for when in ("before", "after")
                 ],
             )
             for name, fit in tables(found.get("recalibration")).items()
-        ],
-        "agencies_head": [
-            f"{MEASURES[measure][0]}, {when}" for measure in RECALIBRATED for when in ("before", "after")
         ],
         "groups": [_cutoffs(name, each) for name, each in tables(found.get("group_thresholds")).items()],
     }
@@ -134,7 +135,7 @@ def _cutoffs(name: str, found: Json) -> dict[str, Any]:
         for gap in GAPS
         if gap in {**(found.get("before") or {}), **(found.get("after") or {})}
     ]
-    accuracy = (cell(found.get(f"accuracy_{when}"), "percent") for when in ("before", "after"))
+    accuracy = (cell(found.get(f"accuracy_{when}"), "percent") for when in WHEN)
     return {
         "name": name,
         "target": MEASURES[str(found["target"])][0].lower()
@@ -179,7 +180,7 @@ def training(result: Json) -> dict[str, Any] | None:
             )
             for record in history
         ],
-        "stopped": found.get("stopped"),
+        "stopped": sentence(str(found["stopped"])) if found.get("stopped") else None,
     }
 
 

@@ -8,7 +8,7 @@ from federation.panel.sections.numbers import MEASURES, Json, Unit, cell, given,
 from federation.panel.sections.tensions import share, share_said
 
 BY_INTENSITY = (
-    ("share_of_flagged", "Of 1,000 flagged people"),
+    ("share_of_flagged", "Of all flagged"),
     ("selection_rate", "Flagged"),
     ("tpr", "Found"),
     ("base_rate", "Had the outcome"),
@@ -67,11 +67,7 @@ def _intensity(found: Json) -> dict[str, Any] | None:
     if not levels:
         return None
     panels = [
-        Panel(
-            words.replace("Of 1,000 f", "Of all f"),
-            [shown(t.get(name)) for t in levels.values()],
-            percent=True,
-        )
+        Panel(words, [shown(t.get(name)) for t in levels.values()], percent=True)
         for name, words in BY_INTENSITY
     ]
     return {
@@ -93,6 +89,8 @@ def _lead(found: Json) -> dict[str, Any] | None:
     unit = str(((found.get("declared") or {}).get("lead_time") or {}).get("unit") or "")
     bands = list(lead.get("bands") or ())
     names = [_band(band, unit) for band in bands]
+    if lead.get("unknown"):
+        bands, names = [*bands, {"share": lead["unknown"]}], [*names, "not known"]
     marks = [shown(band.get("share")) for band in bands]
     panel = Panel("Of those rightly flagged", marks, charts.spread([*marks], (0, 1)), percent=True)
     return {

@@ -78,15 +78,20 @@ def works(metrics: Json, result: Json) -> dict[str, Any]:
     }
 
 
-def dots(key: str, title: str, levels: Mapping[str, Json], overall: Json, names: Sequence[str]) -> str:
-    """A picture with a row for each level, a column for each measure, and everyone's value as a dashed line."""
+def dots(
+    key: str, title: str, levels: Mapping[str, Json], overall: Json, names: Sequence[str], wide: bool = False
+) -> str:
+    """A picture with a row for each level, a column for each measure, and everyone's value as a dashed line.
+
+    wide: room for long names.
+    """
     panels = []
     for name in names:
         marks = [shown(level.get(name)) for level in levels.values()]
         whole, percent = shown(overall.get(name)), MEASURES[name][2] == "percent"
         reference = None if whole is None else whole.value
         panels.append(Panel(MEASURES[name][0], marks, percent=percent, reference=reference))
-    return charts.dots(key, title, list(levels), charts.comparable(panels))
+    return charts.dots(key, title, list(levels), charts.comparable(panels), longest=40 if wide else 28)
 
 
 # ---- 1,000 people, at the threshold and at the capacity ----
