@@ -23,6 +23,32 @@ ABOUT = {
     "equality_impact": "Equality impact assessment",
     "missing_attributes": "Protected characteristics that nobody recorded",
 }
+GATES = {  # as `federation.server.gates` names them; another name is shown as it is
+    "auc": "Ranking",
+    "accuracy": "Right either way",
+    "net_benefit_gain": "Worth over simple rules",
+    "observed_expected": "Observed over expected",
+    "ece": "Calibration error",
+    "brier": "Distance from the truth",
+    "worst_group.tpr": "Found, in the worst group",
+    "worst_group.ppv": "Right if flagged, in the worst group",
+    "worst_group.fpr": "Wrongly flagged, in the worst group",
+    "gaps.demographic_parity": "Gap in who is flagged",
+    "gaps.equal_opportunity": "Gap in who is found",
+    "gaps.equalized_odds": "Gap in who is found or wrongly flagged",
+    "gaps.predictive_parity": "Gap in how often a flag is right",
+    "epsilon.public": "Privacy cost, to whoever sees the results",
+    "epsilon.coordinator": "Privacy cost, to the coordinator",
+    "epsilon.everybody": "Privacy cost, to all others together",
+    "audit": "Audit",
+    "min_people": "People in each group",
+    "every_group_published": "Every group shown",
+    "min_agencies": "Agencies that trained",
+    "registered": "Registered before the run",
+    "agencies_as_registered": "Agencies as registered",
+    "simulation": "Real agencies",
+    "anything": "Anything",
+}
 NEXT = {
     "retest": "When it is measured again",
     "drift_owner": "Who watches whether it still works",
@@ -58,7 +84,10 @@ def gates(result: Mapping[str, Any]) -> dict[str, Any] | None:
     if asked is None:
         return None
     report = judge(asked, result)
-    rows = [(gate.name, gate.asked, gate.found, gate.passed, gate.sentence) for gate in report.gates]
+    rows = [
+        (GATES.get(gate.name, gate.name), gate.asked, gate.found, gate.passed, gate.sentence)
+        for gate in report.gates
+    ]
     return {"rows": rows, "passed": report.passed, "failed": sum(not gate.passed for gate in report.gates)}
 
 

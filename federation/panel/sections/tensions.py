@@ -180,7 +180,7 @@ def training(result: Json) -> dict[str, Any] | None:
             )
             for record in history
         ],
-        "stopped": sentence(str(found["stopped"])) if found.get("stopped") else None,
+        "stopped": str(found["stopped"]).rstrip(".") if found.get("stopped") else None,
     }
 
 

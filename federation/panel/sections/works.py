@@ -56,8 +56,12 @@ def works(metrics: Json, result: Json) -> dict[str, Any]:
         "pairs": None if auc is None else hundred(auc),
         "coin": auc is not None and auc.low is not None and auc.low <= 0.5,
         "expected": None if ratio is None else hundred(ratio),
-        "ece": cell(overall.get("ece"), "decimal"),
         "brier": cell(overall.get("brier"), "decimal"),
+        "same": cell(
+            ((metrics.get("constant") or {}).get("base_rate") or {}).get("brier"),
+            "decimal",
+            "an amount that was not measured",
+        ),
         "views": _views(metrics),
         "noise": _noise(result),
         "table": [(*MEASURES[name][:2], cell(overall.get(name), MEASURES[name][2])) for name in MEASURES],
