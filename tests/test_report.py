@@ -14,18 +14,13 @@ from fake_result import SECRET, fake_compare, fake_result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.panel import charts, report, svg
-from federation.panel.charts import Mark, Panel, Point
-from federation.panel.report import (
-    cell,
-    certainty,
-    comparison,
-    of_thousand,
-    render_report,
-    shown,
-    write_compare,
-    write_report,
-)
+from federation.panel import charts, svg
+from federation.panel.charts import Panel, Point
+from federation.panel.report import render_report, write_compare, write_report
+from federation.panel.sections.compared import comparison
+from federation.panel.sections.fair import BY_GROUP
+from federation.panel.sections.numbers import MEASURES, cell, certainty, of_thousand, shown
+from federation.panel.svg import Mark
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 RESULT = fake_result()
@@ -226,7 +221,7 @@ def test_when_nothing_may_be_shown_nothing_is() -> None:
 @pytest.mark.parametrize("name", ["auc", "brier", "selection_rate", "tpr", "fpr", "ppv"])
 def test_each_overall_number_is_the_results_own(name: str) -> None:
     estimate = RESULT["final"]["metrics"]["overall"][name]
-    words, _, unit = report.MEASURES[name]
+    words, _, unit = MEASURES[name]
     text = Outline(PAGE).text
     row = text[text.index("Everyone together") :]
     row = row[row.index(words) :]
@@ -239,7 +234,7 @@ def test_a_table_of_groups_has_the_results_numbers() -> None:
     for attribute, levels in RESULT["final"]["metrics"]["groups"].items():
         rows = text[text.index(f"Rates by {attribute}") :]
         for level, table in levels.items():
-            said = [cell(table[name], report.MEASURES[name][2]) for name in report.BY_GROUP]
+            said = [cell(table[name], MEASURES[name][2]) for name in BY_GROUP]
             assert f"{level} {' '.join(f'{c.text} {c.interval}'.strip() for c in said)}" in rows
 
 

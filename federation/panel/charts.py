@@ -80,10 +80,10 @@ def frequency_bar(key: str, title: str, parts: Sequence[tuple[str, int, str]]) -
     return picture(key, title, described, 60 + 24 * math.ceil(len(shown) / 2), out)
 
 
-def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel], longest: int = 28) -> str:
+def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel], longest: int = 24) -> str:
     """Rows of dots with whiskers, one panel beside the other, all rows in line. longest: letters of a name."""
     labels = min(max((7.0 * len(name) for name in rows), default=0.0) + 14, 7.2 * longest)
-    gap, height = 22.0, 28.0 * len(rows)
+    gap, height = 18.0, 28.0 * len(rows)
     width = (WIDTH - 1 - labels + gap) / max(len(panels), 1) - gap
     out = [text(0, TOP + 18 + 28 * at, short(name, longest)) for at, name in enumerate(rows)]
     for at, panel in enumerate(panels):

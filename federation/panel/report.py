@@ -94,7 +94,7 @@ def view(result: Json) -> dict[str, Any]:
     """Everything that the templates show, as texts, tables and pictures. None: it is not in the result."""
     metrics, source = measured(result)
     return {
-        "title": str(result.get("experiment") or "a run"),
+        "title": str(result.get("experiment") or "A run whose name is not given"),
         "facts": facts(result),
         "registered": registered(result),
         "agencies": agencies(result),

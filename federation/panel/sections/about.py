@@ -66,6 +66,7 @@ def facts(result: Json) -> dict[str, Any]:
         "rows": str(privacy.get("unit", "")).startswith("row"),
         "cautions": [str(sentence) for sentence in result.get("cautions") or ()],
         "cautions_known": "cautions" in result,
+        "fairness_known": "fairness_training" in result,
         "protected": PROTECTED,
     }
 

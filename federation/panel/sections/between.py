@@ -21,6 +21,7 @@ from federation.panel.sections.numbers import (
 )
 from federation.panel.svg import Mark
 
+BETWEEN = ("base_rate", "selection_rate", "tpr", "fpr", "ppv")
 SHORT = {
     "demographic_parity": "Flagged",
     "equal_opportunity": "Found",
@@ -36,8 +37,8 @@ def between(metrics: Json) -> dict[str, Any]:
     return {
         "rows": [
             (MEASURES[name][0], cell(estimate, POINTS), reading(shown(estimate)))
-            for name, estimate in whole.items()
-            if name in MEASURES
+            for name in (BETWEEN if whole else ())
+            for estimate in (whole.get(name),)
         ],
         "within": [
             _within(at, name, tables(agencies))

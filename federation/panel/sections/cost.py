@@ -56,7 +56,8 @@ def cost(result: Json) -> dict[str, Any]:
         "audit": _audit(result),
         "disclosure": _disclosure(result),
         "settings": [
-            (words, number(privacy[name])) for name, words in SETTINGS if privacy.get(name) is not None
+            (words, number(privacy.get(name), gone="none" if name in privacy else "not given"))
+            for name, words in SETTINGS
         ],
     }
 

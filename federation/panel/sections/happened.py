@@ -111,7 +111,10 @@ def _robustness(facts: Json) -> str:
         return "not defended: behind masks only the sum of all changes is seen"
     bound = facts.get("norm_bound")
     limits = {"plan": "each is cut to the longest that the plan makes possible", "none": "no norm bound"}
-    words = [limits.get(str(bound), f"each is cut to a length of {bound}")]
+    cut = (
+        "to which length each is cut is not given" if bound is None else f"each is cut to a length of {bound}"
+    )
+    words = [limits.get(str(bound), cut)]
     if facts.get("malicious"):
         words.insert(0, f"the strategy holds while at most {facts['malicious']} agencies send any")
     else:

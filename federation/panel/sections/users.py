@@ -33,6 +33,7 @@ def users(result: Json, metrics: Json | None) -> dict[str, Any] | None:
         "declared": [(words, _declared(name, declared[name])) for name, words in DECLARED.items()],
         "sigma": number(found.get("sigma"), ".3g", "not known"),
         "noisy": real(found.get("sigma")) and found["sigma"] > 0,
+        "noise_known": real(found.get("sigma")),
         "on": {"test": "people set aside for the test", "tune": "people set aside for tuning"}.get(
             str(found.get("part")), given(found.get("part"))
         ),
@@ -95,7 +96,9 @@ def _lead(found: Json) -> dict[str, Any] | None:
     panel = Panel("Of those rightly flagged", marks, charts.spread([*marks], (0, 1)), percent=True)
     return {
         "median": _band(lead["median"], unit) if lead.get("median") else None,
-        "chart": charts.dots("lead-chart", "Time from flag to outcome", names, [panel]) if bands else None,
+        "chart": charts.dots("lead-chart", "Time from flag to outcome", names, [panel])
+        if lead.get("bands")
+        else None,
         "rows": [(name, share(band.get("share"))) for name, band in zip(names, bands, strict=True)],
     }
 

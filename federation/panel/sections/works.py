@@ -95,7 +95,7 @@ def dots(
         whole, percent = shown(overall.get(name)), MEASURES[name][2] == "percent"
         reference = None if whole is None else whole.value
         panels.append(Panel(MEASURES[name][0], marks, percent=percent, reference=reference))
-    return charts.dots(key, title, list(levels), charts.comparable(panels), longest=40 if wide else 28)
+    return charts.dots(key, title, list(levels), charts.comparable(panels), longest=40 if wide else 24)
 
 
 # ---- 1,000 people, at the threshold and at the capacity ----
