@@ -40,10 +40,10 @@ def text(page: str) -> str:
 
 def test_a_run_that_was_not_registered_says_so_first() -> None:
     said = text(render_report(RESULT))
-    assert said.index("Not registered before it began.") < said.index("What is this, and what is it not for?")
+    assert said.index("Not registered before it began.") < said.index("What is it for?")
     assert "no panel can approve it" in said
     assert "no gates were registered for this run" in said
-    assert "Not given: when it is measured again" in said
+    assert "it is not given when it is measured again" in said
 
 
 def test_every_answer_is_on_the_page_and_what_is_not_given_is_red() -> None:
@@ -54,10 +54,11 @@ def test_every_answer_is_on_the_page_and_what_is_not_given_is_red() -> None:
         assert f"answer to {key} <b>" in said
     assert "not given" not in said.split("What people answered")[1].split("Who took part")[0]
     assert "alice, bob signed these answers for Test panel" in said
-    assert "Its hash is in the plan" in said
+    assert "The fingerprint of what they signed is in the plan" in said
 
     del answers["dpia"]
     assert text(page(answers)).count("Data protection impact assessment not given") == 1
+    assert text(render_report(RESULT)).count("Data protection impact assessment not given") == 1
     assert '<dd><span class="alarm-text">not given</span></dd>' in page(answers)
 
 
@@ -68,14 +69,14 @@ def test_gates_are_named_with_their_verdict() -> None:
 
     said = text(page(gates=EASY | {"auc": 0.999, "min_agencies": 99}))
     assert "2 of" in said
-    assert said.index("gates failed.") < said.index("What is this, and what is it not for?")
+    assert said.index("gates failed.") < said.index("What is it for?")
     assert "must be at least 0.999" in said
 
 
 def test_a_registration_after_the_run_does_not_count() -> None:
     said = text(page(registered=CREATED + timedelta(seconds=1)))
     assert "Registered after the run." in said
-    assert "Its hash is in the plan" not in said
+    assert "The fingerprint of what they signed is in the plan" not in said
 
 
 @pytest.mark.parametrize("change", [{"signed": {}}, {"signed": None}, {"sha256": None}])

@@ -211,7 +211,9 @@ def test_what_is_taken_away_is_said_to_be_missing_and_is_not_shown(path: tuple[s
     assert not still or still <= said(rest)
     for fact in facts(removed):
         if times(fact, text) >= max(times(fact, whole), 1):
-            assert fact in json.dumps(rest) + json.dumps(EVIDENCE) + words(render_report({})), f"{fact} is still there"
+            assert fact in json.dumps(rest) + json.dumps(EVIDENCE) + words(render_report({})), (
+                f"{fact} is still there"
+            )
 
 
 def test_every_estimate_that_may_be_shown_is_on_the_page() -> None:
