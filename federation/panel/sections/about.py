@@ -95,7 +95,7 @@ def _agency(name: str, facts: Json) -> dict[str, Any]:
         "size": number(facts.get("public_size"), ","),
         "weight": number(facts.get("weight")),
         "holds": join(["what all hold", *holds]) if "holds" in facts else "not given",
-        "label": {True: "yes", False: "no"}.get(facts.get("holds_label"), "not given"),  # type: ignore[call-overload]
+        "label": {"True": "yes", "False": "no"}.get(str(facts.get("holds_label")), "not given"),
         "rounds": number(facts.get("rounds")),
     }
 

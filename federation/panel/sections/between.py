@@ -6,7 +6,7 @@ from typing import Any
 from federation.panel import charts
 from federation.panel.charts import Panel, Point, Strip
 from federation.panel.registered import asked_of
-from federation.panel.sections.fair import GAPS
+from federation.panel.sections.fair import GAPS, ask
 from federation.panel.sections.numbers import (
     MEASURES,
     Json,
@@ -15,7 +15,6 @@ from federation.panel.sections.numbers import (
     given,
     number,
     reading,
-    say,
     shown,
     tables,
 )
@@ -104,7 +103,7 @@ def over_time(result: Json) -> dict[str, Any] | None:
             (
                 name,
                 GAPS[gap][0],
-                "nothing" if ceilings[gap] is None else f"at most {say(ceilings[gap], POINTS)}",
+                ask(asked, ceilings[gap], POINTS),
                 [cell((found.get(name) or {}).get(gap), POINTS) for found in gaps],
             )
             for name in attributes

@@ -8,6 +8,7 @@ from federation.panel.sections.numbers import (
     MEASURES,
     Cell,
     Json,
+    Unit,
     cell,
     is_noise,
     reading,
@@ -59,9 +60,15 @@ def groups(metrics: Json, result: Json) -> dict[str, Any]:
         ],
         "worst": _worst(metrics.get("worst_gap") or {}),
         "worst_off": _worst_off(found, overall, asked),
-        "asked": asked is not None,
         "intersections": _intersections(metrics, overall),
     }
+
+
+def ask(asked: Gates | None, bound: float | None, unit: Unit, side: str = "most") -> str:
+    """What was registered of a number, in words."""
+    if asked is None:
+        return "not registered"
+    return "nothing" if bound is None else f"at {side} {say(bound, unit)}"
 
 
 def _hidden(levels: Mapping[str, Json]) -> list[str]:
@@ -86,17 +93,18 @@ def _worst_off(
     rows = []
     for rate, (words, largest) in WORST.items():
         seen = {
-            f"{attribute}: {level}": estimate
+            f"{attribute}: {level}": (mark.value, rates[rate])
             for attribute, levels in found.items()
             for level, rates in levels.items()
-            if shown(estimate := rates.get(rate)) is not None
+            if (mark := shown(rates.get(rate))) is not None
         }
         unit = MEASURES[rate][2]
         pick = max if largest else min
-        who = pick(seen, key=lambda name: seen[name]["value"]) if seen else "not known"
+        who = pick(seen, key=lambda name: seen[name][0]) if seen else "not known"
         bound = None if asked is None else getattr(asked.worst_group, rate, None)
-        limit = "nothing" if bound is None else f"at {'most' if largest else 'least'} {say(bound, unit)}"
-        rows.append((words, who, cell(seen.get(who), unit), cell(overall.get(rate), unit), limit))
+        asks = ask(asked, bound, unit, "most" if largest else "least")
+        much = cell(seen[who][1] if seen else None, unit)
+        rows.append((words, who, much, cell(overall.get(rate), unit), asks))
     return rows
 
 
@@ -108,7 +116,7 @@ def _gaps(gaps: Json, levels: Mapping[str, Json], asked: Gates | None) -> list[d
             {
                 "name": words,
                 "cell": cell(gaps.get(name), "points"),
-                "asked": "nothing" if ceiling is None else f"at most {say(ceiling, 'points')}",
+                "asked": ask(asked, ceiling, "points"),
                 "between": _between(levels, measure) if mark is not None and measure else "",
                 "verdict": reading(mark),
             }

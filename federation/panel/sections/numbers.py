@@ -7,7 +7,7 @@ odds that it allows.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from federation.panel.svg import Mark
 
@@ -113,7 +113,7 @@ def of_mark(mark: Mark, unit: Unit) -> Cell:
     return Cell(say(mark.value, unit), f"between {low} and {high}" if between else f"{low} to {high}")
 
 
-def real(value: Any) -> bool:
+def real(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
