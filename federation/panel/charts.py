@@ -95,7 +95,8 @@ def dots(key: str, title: str, rows: Sequence[str], panels: Sequence[Panel], lon
 def comparable(panels: Sequence[Panel], within: Ends = (0.0, 1.0)) -> list[Panel]:
     """The panels with axes of one length, so that the same distance is the same difference in each."""
     ends = [spread([*panel.marks, *_at(panel.reference)], within, 0.2) for panel in panels]
-    length = min(max((high - low for low, high in ends), default=1.0), within[1] - within[0])
+    seen = [high - low for (low, high), panel in zip(ends, panels, strict=True) if any(panel.marks)]
+    length = min(max(seen, default=1.0), within[1] - within[0])
     lows = [min(low, within[1] - length) for low, _ in ends]
     return [replace(panel, ends=(low, low + length)) for panel, low in zip(panels, lows, strict=True)]
 

@@ -15,7 +15,7 @@ def benefit(metrics: Json, result: Json) -> dict[str, Any]:
     practice = (result.get("users") or {}).get("practice") or {}
     everybody = (constant.get("everybody") or {}).get("net_benefit") or overall.get("net_benefit_all")
     cutoff, share = metrics.get("cutoff"), capacity.get("share")
-    listed = f"the highest {100 * share:g} in 100" if real(share) else "the chosen capacity"
+    listed = f"at most {100 * share:g} in 100" if real(share) else "the chosen capacity"
     rows = [
         (f"This model, from a score of {number(cutoff, '.2f')}", overall.get("net_benefit")),
         (f"This model, {listed}", (capacity.get("overall") or {}).get("net_benefit")),

@@ -47,7 +47,11 @@ def comparison(reference: Json | None) -> dict[str, Any] | None:
             for row in rows
         ],
         "chart": charts.dots(
-            "comparison", "Each way of training, by mean and spread", [_row_name(row) for row in rows], panels
+            "comparison",
+            "Each way of training, by mean and spread",
+            [_row_name(row) for row in rows],
+            panels,
+            longest=36,
         ),
         "curve": _curve(rows),
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from federation.panel.registered import asked_of
 from federation.panel.sections.numbers import (
+    HIDDEN,
     MEASURES,
     Cell,
     Json,
@@ -100,10 +101,10 @@ def _worst_off(
         }
         unit = MEASURES[rate][2]
         pick = max if largest else min
-        who = pick(seen, key=lambda name: seen[name][0]) if seen else "not known"
+        who = pick(seen, key=lambda name: seen[name][0]) if seen else "nobody of whom it may be shown"
         bound = None if asked is None else getattr(asked.worst_group, rate, None)
         asks = ask(asked, bound, unit, "most" if largest else "least")
-        much = cell(seen[who][1] if seen else None, unit)
+        much = cell(seen[who][1], unit) if seen else Cell(HIDDEN, hidden=True)
         rows.append((words, who, much, cell(overall.get(rate), unit), asks))
     return rows
 

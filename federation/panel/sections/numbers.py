@@ -126,7 +126,7 @@ def say(value: float, unit: Unit, bare: bool = False) -> str:
         return f"{1000 * min(max(value, 0), 1):,.0f}"
     if unit == "benefit":
         worth = round(1000 * value, 1)
-        return "0" if worth == 0 else f"{worth:+,.1f}".replace("-", "−")
+        return "0" if worth == 0 else f"{worth:+,.{0 if abs(worth) >= 100 else 1}f}".replace("-", "−")
     if unit == "decimal":
         return f"{value:.3f}"
     return f"{100 * value:.1f}" + ("" if bare else "%" if unit == "percent" else " points")

@@ -134,7 +134,7 @@ def _capacity(capacity: Json) -> dict[str, Any]:
             str(capacity.get("chosen_on")), given(capacity.get("chosen_on"))
         ),
     }
-    return _view("capacity-bar", capacity.get("overall") or {}, f"the highest {share} in 100", said)
+    return _view("capacity-bar", capacity.get("overall") or {}, f"at most {share} in 100", said)
 
 
 def _view(key: str, rates: Json, head: str, said: Mapping[str, str]) -> dict[str, Any]:
