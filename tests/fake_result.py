@@ -28,6 +28,7 @@ GROUPS = {
     "age band": {"under 25": 0.3, "25-44": 0.45, "45 and over": 0.249, "other": 0.001},
 }
 USE = {"no service": 0.35, "one or two": 0.4, "three or more": 0.25}
+USERS_BY = ("people", "share_of_flagged", "selection_rate", "tpr", "base_rate")
 LEAD = [(0.0, 30.0, 0.2), (30.0, 90.0, 0.3), (90.0, 180.0, 0.3), (180.0, None, 0.2)]
 
 
@@ -415,7 +416,8 @@ def _users(people: People, rng: np.random.Generator) -> dict[str, Any]:
                 "base_rate": _rate(y[use == level], hidden=False),
             }
             for level in USE
-        },
+        }
+        | {"other": dict.fromkeys(USERS_BY, _estimate(math.nan, 0.0, hidden=True))},
         "most_intensive_share_of_flagged": _rate(use[chosen] == most, hidden=False),
         "found_beyond": _rate(use[chosen & y] != most, hidden=False),
         "lead": {

@@ -198,6 +198,14 @@ def test_the_report_of_a_large_run_is_small() -> None:
     assert "agency 9 of the north" in page
 
 
+def test_the_most_intensive_users_are_the_last_level_that_was_declared() -> None:
+    """A level for whoever's use is not known comes after it."""
+    result = whole_result()
+    share = cell(result["users"]["most_intensive_share_of_flagged"], "thousand")
+    said = f"Of those flagged, {share.text} of 1,000 ({share.interval}) are already among the most intensive users"
+    assert f"{said} (“three or more”)." in Outline(render_report(result)).text
+
+
 def test_warnings_about_the_data_come_first() -> None:
     text = Outline(render_report(whole_result() | {"cautions": ["Labels are <odd> here.", "Two."]})).text
     assert (

@@ -57,7 +57,7 @@ def _declared(name: str, found: Json | None) -> str | None:
     """What the contract says of it, or None."""
     if not found:
         return None
-    said = str(found.get("description") or "no description")
+    said = str(found.get("description") or "a description is not given").rstrip(".")
     if name == "intensity" and found.get("levels"):
         said += f" (from least to most: {', '.join(map(str, found['levels']))})"
     return f"{said} – column {given(found.get('column'))}"
@@ -67,12 +67,13 @@ def _intensity(found: Json) -> dict[str, Any] | None:
     levels = tables(found.get("by_intensity"))
     if not levels:
         return None
+    declared = ((found.get("declared") or {}).get("intensity") or {}).get("levels")
     panels = [
         Panel(words, [shown(t.get(name)) for t in levels.values()], percent=True)
         for name, words in BY_INTENSITY
     ]
     return {
-        "most": list(levels)[-1],
+        "most": declared[-1] if declared else "the last level",
         "chart": charts.dots("intensity", "By use of services", list(levels), charts.comparable(panels)),
         "head": ["People counted", *(words for _, words in BY_INTENSITY)],
         "rows": [
