@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from fake_result import fake_result
 from panels import Signatories
 from test_report import Outline
 
+from federation.panel import registered
 from federation.panel.registered import ABOUT, NEXT
 from federation.panel.report import render_report
 
@@ -88,6 +90,17 @@ def test_a_registration_that_cannot_be_read_is_none(change: dict[str, Any]) -> N
         assert "Not registered before it began." in said
     else:
         assert "not registered" in said  # the hash that identifies it
+
+
+def test_evidence_is_read_as_it_is_attached_and_is_nothing_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not any(registered.evidence_of(RESULT).values())
+    attached = {"audit": None, "replaces": {"run_id": "early-help-1"}}
+    for evidence in (attached, SimpleNamespace(model_dump=lambda mode: attached)):
+        registration = SimpleNamespace(evidence=evidence)
+        monkeypatch.setattr(registered, "registration_of", lambda _, found=registration: found)
+        assert registered.evidence_of(RESULT) == attached
 
 
 def test_the_page_stays_small_and_whole_with_everything_in_it() -> None:

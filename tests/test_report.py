@@ -252,6 +252,20 @@ def test_an_audit_that_broke_the_claim_is_red(monkeypatch: pytest.MonkeyPatch) -
         assert says in text
 
 
+def test_an_audit_of_other_noise_or_with_a_failed_check_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = EVIDENCE["audit"] | {"mechanisms": ("shared",), "failed": ("local, 3 agencies: membership",)}
+    monkeypatch.setattr(cost, "evidence_of", lambda _: {"audit": audit})
+    text = Outline(render_report(RESULT)).text
+    assert "The attack was on another kind of noise (shared) than this run used" in text
+    assert "More was found than is claimed in: local, 3 agencies: membership." in text
+    monkeypatch.setattr(
+        cost, "evidence_of", lambda _: {"audit": audit | {"mechanisms": ["local"], "failed": []}}
+    )
+    text = Outline(render_report(RESULT)).text
+    assert "another kind of noise" not in text
+    assert "More was found" not in text
+
+
 def test_behind_masks_nothing_is_said_of_one_agency() -> None:
     result = whole_result() | {"tables": "summed"}
     result["privacy"] |= {

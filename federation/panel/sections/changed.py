@@ -63,7 +63,7 @@ def changed(result: Json, metrics: Json | None) -> dict[str, Any] | None:
         if not contract or not before.get("contract_sha256")
         else contract == before["contract_sha256"],
         "contract": given(before.get("contract_sha256")),
-        "terms": _terms(old, new) if isinstance(old, Mapping) and new is not None else None,
+        "terms": _terms(old, new) if isinstance(old, Mapping) and old and new is not None else None,
         "measures": [
             _measure(name, value or {}, metrics or {})
             for name, value in (before.get("measures") or {}).items()

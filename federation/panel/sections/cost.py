@@ -3,7 +3,7 @@
 from typing import Any
 
 from federation.panel.registered import evidence_of
-from federation.panel.sections.numbers import Json, certainty, epsilon, given, number, real
+from federation.panel.sections.numbers import Json, certainty, epsilon, given, join, number, real
 
 PROFILES = {
     "none": "No rule of a statistics office was set",
@@ -103,7 +103,15 @@ def _audit(result: Json) -> dict[str, Any] | None:
         "sha256": given(found.get("sha256")),
         "broken": both and lower > claimed,
         "held": both and lower <= claimed,
+        "failed": [str(each) for each in found.get("failed") or ()],
+        "other_noise": _other_noise(result, found),
     }
+
+
+def _other_noise(result: Json, audit: Json) -> str | None:
+    """Whose noise was attacked, where it was not that of this run."""
+    mechanism, tried = (result.get("privacy") or {}).get("mechanism"), audit.get("mechanisms")
+    return None if not tried or mechanism in tried else join(map(str, tried))
 
 
 def _disclosure(result: Json) -> dict[str, Any] | None:
