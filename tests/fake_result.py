@@ -27,10 +27,16 @@ GROUPS = {
     "sex": {"female": 0.42, "male": 0.575, "other": 0.005},
     "age band": {"under 25": 0.3, "25-44": 0.45, "45 and over": 0.249, "other": 0.001},
 }
+USE = {"no service": 0.35, "one or two": 0.4, "three or more": 0.25}
+USERS_BY = ("people", "share_of_flagged", "selection_rate", "tpr", "base_rate")
+LEAD = [(0.0, 30.0, 0.2), (30.0, 90.0, 0.3), (90.0, 180.0, 0.3), (180.0, None, 0.2)]
 
 
 def fake_result(private: bool = True, checkpoints: int = 5, seed: int = 7) -> dict[str, Any]:
-    """A finished run of five agencies, one of which refused and one of which was late in round 7."""
+    """A finished run of five agencies, one of which refused and one of which was late in round 7.
+
+    It has none of the parts that a run may lack: `whole_result` has all of them.
+    """
     rng = np.random.default_rng(seed)
     rounds = [_round(number, rng) for number in range(1, 21)]
     at = [round(20 * (i + 1) / checkpoints) for i in range(checkpoints)]
@@ -86,6 +92,59 @@ def fake_result(private: bool = True, checkpoints: int = 5, seed: int = 7) -> di
             "checkpoints": "checkpoints",
         },
     }
+
+
+def whole_result(private: bool = True, seed: int = 7) -> dict[str, Any]:
+    """The same run with every part that a report can show, for a panel that wants all of it."""
+    rng = np.random.default_rng(seed + 1)
+    result = fake_result(private, seed=seed)
+    for record in (*result["checkpoints"], result["final"]):
+        people = _people(rng, record["round"] / 20)
+        record["metrics"] = _metrics(people) | _more_metrics(people)
+    return result | {
+        "disclosure": {"profile": "uk-default", "minimum": 10, "rounding": 5},
+        "tables": "per_agency",
+        "analysis": _analysis(result["final"]["metrics"]),
+        "users": _users(_people(rng, 1.0), rng),
+        "cautions": ["The outcome is missing for 7 in 100 people of the riverside probation."],
+        "robustness": {"malicious": 0, "norm_bound": "plan", "masked": False, "least_agencies": 1},
+        "departures": [],
+        "fairness_training": {
+            "method": "group_multipliers",
+            "settings": {"step": 0.25, "largest": 3.5},
+            "history": [
+                {"round": number, "multipliers": {"female": 1 + number / 64, "male": 1 - number / 64}}
+                for number in (4, 8, 12)
+            ],
+            "stopped": "accuracy had fallen below its floor of 0.61 after round 12.",
+        },
+        "files": result["files"]
+        | {"evidence": "evidence.json", "model_card": "model-card.json", "atrs": "atrs.json"},
+    }
+
+
+EVIDENCE = {
+    "audit": {
+        "sha256": "ad" * 32,
+        "claimed_epsilon": 3.07,
+        "lower_bound": 1.87,
+        "confidence": 0.95,
+        "attack": "gradient canary",
+        "what": "The noise of this plan was attacked with a planted person.",
+    },
+    "replaces": {
+        "run_id": "20250910-090000-early-help",
+        "decision_sha256": "de" * 32,
+        "weights_sha256": "1e" * 32,
+        "contract_sha256": "ab" * 32,
+        "terms": {"rounds": 17, "privacy": {"epsilon": 4.5}, "model": {"name": "logistic"}},
+        "measures": {
+            "auc": {"value": 0.7213, "low": 0.7013, "high": 0.7413},
+            "worst_gap": {"value": 0.1371, "low": 0.0571, "high": 0.2171},
+        },
+    },
+}
+TERMS = {"rounds": 20, "privacy": {"epsilon": 3.0}, "model": {"name": "logistic"}}
 
 
 def fake_reference() -> dict[str, Any]:
@@ -217,14 +276,188 @@ def _metrics(people: People) -> dict[str, Any]:
     }
 
 
+def _more_metrics(people: People) -> dict[str, Any]:
+    """What a newer run measures beside the rest: intersections, a capacity, gaps within agencies, a constant predictor."""
+    share = 0.1
+    cutoff = float(np.quantile(people["score"], 1 - share))
+    names = [name for name in KINDS if (people["agency"] == name).any()]
+    y = people["y"]
+    worth = _signed(float(y.mean() - (~y).mean() * CUTOFF / (1 - CUTOFF)), 0.011)
+    overall = _describe(people)
+    return {
+        "intersections": {
+            f"sex={sex} & age band={age}": _describe(
+                _pick(people, (people["sex"] == sex) & (people["age band"] == age))
+            )
+            for sex in GROUPS["sex"]
+            for age in GROUPS["age band"]
+        },
+        "capacity": {
+            "share": share,
+            "cutoff": cutoff,
+            "chosen_on": "tune",
+            "overall": _describe(people, cutoff) | {"net_benefit": _signed(0.0617, 0.0071)},
+            "groups": {
+                attribute: {
+                    level: {
+                        rate: _describe(_pick(people, people[attribute] == level), cutoff)[rate]
+                        for rate in ("selection_rate", "tpr", "fpr", "fnr", "ppv")
+                    }
+                    for level in levels
+                }
+                for attribute, levels in GROUPS.items()
+            },
+        },
+        "agency_gaps": {
+            attribute: {
+                name: _gaps(
+                    [
+                        _describe(_pick(people, (people["agency"] == name) & (people[attribute] == level)))
+                        for level in levels
+                    ]
+                )
+                for name in names
+            }
+            for attribute, levels in GROUPS.items()
+        },
+        "between_agencies": {
+            rate: _estimate(0.031 + 0.013 * at, 0.027 + 0.003 * at, hidden=False)
+            for at, rate in enumerate(("selection_rate", "tpr", "fpr", "ppv", "base_rate"))
+        },
+        "constant": {
+            "nobody": {
+                "accuracy": _rate(~y, hidden=False),
+                "tpr": _estimate(0.0, 0.0, hidden=False),
+                "fpr": _estimate(0.0, 0.0, hidden=False),
+                "net_benefit": _estimate(0.0, 0.0, hidden=False),
+            },
+            "everybody": {
+                "accuracy": _rate(y, hidden=False),
+                "tpr": _estimate(1.0, 0.0, hidden=False),
+                "fpr": _estimate(1.0, 0.0, hidden=False),
+                "net_benefit": worth,
+            },
+            "base_rate": {"brier": _estimate(float(y.mean() * (1 - y.mean())), 0.0047, hidden=False)},
+        },
+        "conflicts": {
+            "sex": {"base_rate_gap": _estimate(0.0713, 0.0277, hidden=False), "conflict": True},
+            "age band": {"base_rate_gap": _estimate(0.0237, 0.0337, hidden=False), "conflict": None},
+        },
+    } | {"overall": overall | _worth(people, worth)}
+
+
+def _worth(people: People, everybody: Mapping[str, Any]) -> Table:
+    """Net benefit of the model, of flagging everybody, and of the model over the better simple rule."""
+    chosen, y = people["score"] >= CUTOFF, people["y"]
+    own = float((chosen & y).mean() - (chosen & ~y).mean() * CUTOFF / (1 - CUTOFF))
+    return {
+        "net_benefit": _signed(own, 0.0093),
+        "net_benefit_all": dict(everybody),
+        "net_benefit_gain": _signed(own - max(float(everybody["value"]), 0.0), 0.0087),
+    }
+
+
+def _signed(value: float, spread: float) -> dict[str, Any]:
+    return {"value": value, "low": value - spread, "high": value + spread, "publishable": True}
+
+
+def _analysis(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def fit(at: int) -> dict[str, Any]:
+        return {
+            name: _estimate(value + 0.0017 * at, 0.0123, hidden=False)
+            for name, value in (("observed_expected", 0.913), ("ece", 0.043), ("brier", 0.187))
+        }
+
+    return {
+        "label": "analysis only, not used in any score",
+        "recalibration": {
+            name: {
+                "intercept": 0.14 + at / 9,
+                "slope": 0.81 + at / 9,
+                "before": fit(at),
+                "after": fit(at + 11),
+            }
+            for at, name in enumerate(metrics["agencies"])
+        },
+        "group_thresholds": {
+            "sex": {
+                "target": "tpr",
+                "cutoffs": {"female": 0.367, "male": 0.423},
+                "before": {"equal_opportunity": _estimate(0.0873, 0.0411, hidden=False)},
+                "after": {"equal_opportunity": _estimate(0.0197, 0.0391, hidden=False)},
+                "accuracy_before": _estimate(0.7077, 0.0119, hidden=False),
+                "accuracy_after": _estimate(0.7031, 0.0121, hidden=False),
+            }
+        },
+    }
+
+
+def _users(people: People, rng: np.random.Generator) -> dict[str, Any]:
+    chosen, y = people["score"] >= CUTOFF, people["y"]
+    use = rng.choice(list(USE), len(y), p=list(USE.values()))
+    flagged_today = rng.random(len(y)) < 0.3
+    most = list(USE)[-1]
+    return {
+        "declared": {
+            "intensity": {
+                "column": "use",
+                "levels": list(USE),
+                "description": "services used in the year before",
+            },
+            "lead_time": {
+                "column": "lead",
+                "unit": "days",
+                "edges": [30, 90, 180],
+                "description": "days from the day of the score to the outcome",
+            },
+            "practice": {"column": "flagged_today", "description": "referred by a case worker"},
+        },
+        "sigma": 6.25,
+        "part": "test",
+        "by_intensity": {
+            level: {
+                "people": _estimate(float((use == level).sum()), 15.0, hidden=False),
+                "share_of_flagged": _rate(use[chosen] == level, hidden=False),
+                "selection_rate": _rate(chosen[use == level], hidden=False),
+                "tpr": _rate(chosen[(use == level) & y], hidden=False),
+                "base_rate": _rate(y[use == level], hidden=False),
+            }
+            for level in USE
+        }
+        | {"other": dict.fromkeys(USERS_BY, _estimate(math.nan, 0.0, hidden=True))},
+        "most_intensive_share_of_flagged": _rate(use[chosen] == most, hidden=False),
+        "found_beyond": _rate(use[chosen & y] != most, hidden=False),
+        "lead": {
+            "bands": [
+                {"low": low, "high": high, "share": _rate(rng.random(1700) < share, hidden=False)}
+                for low, high, share in LEAD
+            ],
+            "unknown": _rate(rng.random(1700) < 0.07, hidden=False),
+            "median": {"low": 30.0, "high": 90.0},
+        },
+        "practice": {
+            "selection_rate": _rate(flagged_today, hidden=False),
+            "tpr": _rate(flagged_today[y], hidden=False),
+            "fpr": _rate(flagged_today[~y], hidden=False),
+            "ppv": _rate(y[flagged_today], hidden=False),
+            "net_benefit": _signed(-0.0127, 0.0083),
+            "agreement": _rate(flagged_today == chosen, hidden=False),
+            "found_only_by_model": _rate((chosen & ~flagged_today)[y], hidden=False),
+            "found_only_by_practice": _rate((~chosen & flagged_today)[y], hidden=False),
+        },
+    }
+
+
 def _pick(people: People, at: np.ndarray) -> dict[str, np.ndarray]:
     return {key: column[at] for key, column in people.items()}
 
 
-def _describe(people: People) -> Table:
+def _describe(people: People, cutoff: float = CUTOFF) -> Table:
     score, y = people["score"], people["y"]
-    chosen, n = score >= CUTOFF, len(y)
+    chosen, n = score >= cutoff, len(y)
     hidden = n < 60
+    if n == 0:
+        score, y, chosen, n = np.full(1, 0.5), np.zeros(1, bool), np.zeros(1, bool), 1
     wins = (score[y][:, None] > score[~y][None, :]).mean() if y.any() and (~y).any() else float("nan")
     log_loss = -np.where(y, np.log(score), np.log1p(-score)).mean() if n else float("nan")
     numbers = {
@@ -240,6 +473,7 @@ def _describe(people: People) -> Table:
         "base_rate": y,
         "selection_rate": chosen,
         "tpr": chosen[y],
+        "fnr": ~chosen[y],
         "fpr": chosen[~y],
         "ppv": y[chosen],
         "accuracy": chosen == y,
@@ -251,7 +485,8 @@ def _describe(people: People) -> Table:
 def _rate(hits: np.ndarray, hidden: bool) -> dict[str, Any]:
     n = len(hits)
     value = float(hits.mean()) if n else float("nan")
-    return _estimate(value, 1.96 * math.sqrt(max(value * (1 - value), 0.01) / max(n, 1)), hidden or n < 30)
+    found = _estimate(value, 1.96 * math.sqrt(max(value * (1 - value), 0.01) / max(n, 1)), hidden or n < 30)
+    return found | {"high": min(found["high"], 1.0)} if found["publishable"] else found
 
 
 def _estimate(value: float, spread: float, hidden: bool) -> dict[str, Any]:
@@ -276,10 +511,12 @@ def _gaps(tables: Sequence[Table]) -> Table:
         found = []
         for rate in rates:
             shown = [table[rate] for table in tables if table[rate]["publishable"]]
+            if len(shown) < 2:
+                break
             values = [e["value"] for e in shown]
             found.append((max(values) - min(values), max(e["high"] - e["low"] for e in shown)))
-        gap, width = max(found)
-        out[name] = {"value": gap, "low": max(0.0, gap - width), "high": gap + width, "publishable": True}
+        gap, width = max(found, default=(math.nan, 0.0))
+        out[name] = _estimate(gap, width, hidden=False)
     return out
 
 

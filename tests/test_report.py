@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -10,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_result import SECRET, fake_compare, fake_result
+from fake_result import EVIDENCE, GROUPS, KINDS, SECRET, fake_compare, fake_result, whole_result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.panel import charts, report
-from federation.panel.charts import Mark, Panel, Point
-from federation.panel.report import (
-    cell,
-    certainty,
-    comparison,
-    of_thousand,
-    render_report,
-    shown,
-    write_compare,
-    write_report,
-)
+from federation.panel import charts, report, svg
+from federation.panel.charts import Panel, Point
+from federation.panel.report import ANCHORS, SECTIONS, render_report, write_compare, write_report
+from federation.panel.sections import cost
+from federation.panel.sections.compared import comparison
+from federation.panel.sections.fair import BY_GROUP
+from federation.panel.sections.numbers import MEASURES, cell, certainty, of_thousand, shown
+from federation.panel.svg import Mark
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 RESULT = fake_result()
 PAGE = render_report(RESULT)
+WHOLE = render_report(whole_result())
 
 
 class Outline(HTMLParser):
@@ -120,18 +118,192 @@ def test_ids_are_unique_and_every_reference_meets_one() -> None:
     assert set(wanted) <= set(ids)
 
 
-def test_pictures_speak_and_have_a_table_behind_them() -> None:
-    outline = Outline(PAGE)
+@pytest.mark.parametrize("page", [PAGE, WHOLE, render_report({})], ids=["run", "whole", "empty"])
+def test_headings_follow_each_other_and_every_part_has_its_id(page: str) -> None:
+    outline = Outline(page)
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [attrs["id"] for tag, attrs in outline.tags if tag in ("h2", "h3") and "id" in attrs]
+    assert [name for name in ids if name in dict(SECTIONS)] == [name for name, _ in SECTIONS]
+    assert set(ANCHORS) <= set(ids)
+
+
+@pytest.mark.parametrize("page", [PAGE, WHOLE], ids=["run", "whole"])
+def test_pictures_speak_and_have_a_table_behind_them(page: str) -> None:
+    outline = Outline(page)
     pictures = outline.named("svg")
-    assert len(pictures) == 7
+    assert len(pictures) >= 8
     assert all(attrs["role"] == "img" and attrs["aria-labelledby"] for attrs in pictures)
     assert len(outline.named("title")) == 1 + len(pictures)
     assert len(outline.named("desc")) == len(pictures)
-    for title in ("calibration", "time", "group-0", "group-1", "agencies", "comparison"):
-        after = PAGE[PAGE.index(f'id="{title}-title"') :]
-        assert after.index("<details>") < (after.find("<svg") if "<svg" in after else len(after))
+    for after in page.split("</svg>")[1:]:
+        assert "<table>" in after.split("<h2")[0]
+    assert outline.named("html")[0]["lang"] == "en"
     assert len(outline.named("caption")) == len(outline.named("table"))
-    assert all(attrs.get("scope") in ("row", "col") for attrs in outline.named("th"))
+    assert all(attrs.get("scope") in ("row", "col", "rowgroup") for attrs in outline.named("th"))
+    assert all(attrs.get("aria-label") for attrs in outline.named("figure"))
+
+
+def test_a_technical_name_stands_in_brackets_once() -> None:
+    """Gates are quoted as they were signed; the rest of the page says each such name once."""
+    text = Outline(WHOLE).text
+    for name in (
+        "AUC",
+        "Brier",
+        "ECE",
+        "O/E",
+        "TPR",
+        "FPR",
+        "FNR",
+        "PPV",
+        "net benefit",
+        "group multipliers",
+    ):
+        assert text.count(f"({name})") == 1
+        assert text.count(name) <= 2
+    assert not re.findall(r"\b(?:tpr|fpr|fnr|ppv|selection_rate|equalized_odds|demographic_parity)\b", text)
+
+
+def many(agencies: int = 10, groups: int = 6) -> dict[str, Any]:
+    """A result with so many agencies, and so many attributes that people are looked at by."""
+    result = whole_result()
+    names = [f"agency {number} of the north" for number in range(agencies)]
+    result["agencies"] = dict.fromkeys(names, result["agencies"]["northgate police"])
+    attributes = [*GROUPS, *(f"attribute {number}" for number in range(groups - len(GROUPS)))]
+    for record in (*result["checkpoints"], result["final"]):
+        metrics = record["metrics"]
+        one = metrics["agencies"]["northgate police"]
+        metrics["agencies"] = dict.fromkeys(names, one)
+        metrics["agency_gaps"] = {
+            "sex": dict.fromkeys(names, metrics["agency_gaps"]["sex"]["northgate police"])
+        }
+        for part in (metrics["groups"], metrics["gaps"], metrics["agency_gaps"], metrics["conflicts"]):
+            part |= {name: part["sex"] for name in attributes if name not in part}
+        levels = {
+            f"{name} & attribute 0={level}": table
+            for name, table in metrics["intersections"].items()
+            for level in "abcd"
+        }
+        metrics["intersections"] = levels
+    return result
+
+
+def test_the_report_of_a_large_run_is_small() -> None:
+    page = render_report(many())
+    Outline(page)
+    assert len(page.encode()) < 1_500_000
+    assert page.count('id="group-') == 12  # titles and descriptions of six pictures
+    assert "agency 9 of the north" in page
+
+
+def test_the_most_intensive_users_are_the_last_level_that_was_declared() -> None:
+    """A level for whoever's use is not known comes after it."""
+    result = whole_result()
+    share = cell(result["users"]["most_intensive_share_of_flagged"], "thousand")
+    said = f"Of those flagged, {share.text} of 1,000 ({share.interval}) are already among the most intensive users"
+    assert f"{said} (“three or more”)." in Outline(render_report(result)).text
+
+
+def test_warnings_about_the_data_come_first() -> None:
+    text = Outline(render_report(whole_result() | {"cautions": ["Labels are <odd> here.", "Two."]})).text
+    assert (
+        text.index("Known flaws of these data")
+        < text.index("Labels are <odd> here.")
+        < text.index("Research: a simul")
+    )
+    assert "Known flaws" not in Outline(PAGE).text
+
+
+def test_what_kinds_of_agency_added() -> None:
+    text = Outline(PAGE).text
+    assert "police 1 1 2,000 custody (also held by probation)" in text
+    assert "health 1 1 3,000 care (held by no other kind)" in text
+    assert (
+        f"children's services 1 0 {500 * (3 + len(KINDS)):,} people, with the columns that all hold" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"),
+    [
+        (True, "So two wishes conflict here"),
+        (None, "cannot be told, so it is not known whether the wishes conflict here"),
+        (False, "the wishes need not conflict here"),
+    ],
+)
+def test_which_wishes_conflict_is_said_in_words(verdict: bool | None, says: str) -> None:
+    result = copy.deepcopy(whole_result())
+    result["final"]["metrics"]["conflicts"]["sex"]["conflict"] = verdict
+    text = Outline(render_report(result)).text
+    paragraph = text[text.index("By sex: the share of people") :]
+    assert says in paragraph[:400]
+    assert "differs by 7.1 points (4.4 to 9.9)" in paragraph
+
+
+def test_an_audit_that_broke_the_claim_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lower, says in ((1.87, "The claim was not broken."), (3.5, "the claim is wrong")):
+        audit = EVIDENCE["audit"] | {"lower_bound": lower}
+        monkeypatch.setattr(cost, "evidence_of", lambda _, audit=audit: {"audit": audit})
+        text = Outline(render_report(RESULT)).text
+        assert f"ε is at least {lower:.2f} " in text
+        assert "at most 3.07 was claimed" in text
+        assert says in text
+
+
+def test_an_audit_of_other_noise_or_with_a_failed_check_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = EVIDENCE["audit"] | {"mechanisms": ("shared",), "failed": ("local, 3 agencies: membership",)}
+    monkeypatch.setattr(cost, "evidence_of", lambda _: {"audit": audit})
+    text = Outline(render_report(RESULT)).text
+    assert "The attack was on another kind of noise (shared) than this run used" in text
+    assert "More was found than is claimed in: local, 3 agencies: membership." in text
+    monkeypatch.setattr(
+        cost, "evidence_of", lambda _: {"audit": audit | {"mechanisms": ["local"], "failed": []}}
+    )
+    text = Outline(render_report(RESULT)).text
+    assert "another kind of noise" not in text
+    assert "More was found" not in text
+
+
+def test_behind_masks_nothing_is_said_of_one_agency() -> None:
+    result = whole_result() | {"tables": "summed"}
+    result["privacy"] |= {
+        "mechanism": "shared",
+        "shared": {"agencies": list(KINDS), "threshold": 3, "honest": 3, "colluders": 1, "dropouts": 1},
+    }
+    for record in (*result["checkpoints"], result["final"]):
+        record["metrics"] |= {"agencies": {}, "agency_gaps": {}, "between_agencies": {}}
+    text = Outline(render_report(result)).text
+    assert text.count("Not known: behind masks only the agencies' counts together can be read.") == 2
+    assert "only their sum could be read" in text
+
+
+def test_an_answer_of_a_checklist_links_into_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        {"id": "a", "text": "Is it lawful?", "answer": None, "anchor": None, "human": True},
+        {
+            "id": "b",
+            "text": "Is it accurate?",
+            "answer": "77 of 100 pairs.",
+            "anchor": "#works",
+            "human": False,
+        },
+        {"id": "c", "text": "Is it nowhere?", "answer": "An answer.", "anchor": "#nowhere", "human": False},
+        {"id": "d", "text": "Is it known?", "answer": None, "anchor": None, "human": False},
+    ]
+    lists = [{"name": "ALGO-CARE", "source": "A paper.", "items": items}]
+    monkeypatch.setattr(report, "checklists", lambda _: lists)
+    page = render_report(RESULT)
+    text = Outline(page).text
+    assert "Is it lawful? For people to answer." in text
+    assert "Is it accurate? 77 of 100 pairs. Does it work, and for whom?" in text
+    assert "Is it known? not in the evidence" in text
+    assert "#nowhere" not in page
+
+
+def test_equal_results_make_equal_pages() -> None:
+    assert render_report(json.loads(json.dumps(whole_result()))) == WHOLE
 
 
 def test_it_says_so_in_plain_words() -> None:
@@ -140,7 +312,7 @@ def test_it_says_so_in_plain_words() -> None:
         "In 76 of 100 such pairs",
         "would flag 456 of 1,000 people. 266 of them had the outcome; 190 did not.",
         "It would miss 118 of the 384",
-        "found of those who had the outcome, ",
+        "who had the outcome are found 692 between 673 and 711",
         "at most 95.3 in 100 sure",
         "one in 100,000",
         "It protects one person at one agency",
@@ -226,7 +398,7 @@ def test_when_nothing_may_be_shown_nothing_is() -> None:
 @pytest.mark.parametrize("name", ["auc", "brier", "selection_rate", "tpr", "fpr", "ppv"])
 def test_each_overall_number_is_the_results_own(name: str) -> None:
     estimate = RESULT["final"]["metrics"]["overall"][name]
-    words, _, unit = report.MEASURES[name]
+    words, _, unit = MEASURES[name]
     text = Outline(PAGE).text
     row = text[text.index("Everyone together") :]
     row = row[row.index(words) :]
@@ -239,7 +411,7 @@ def test_a_table_of_groups_has_the_results_numbers() -> None:
     for attribute, levels in RESULT["final"]["metrics"]["groups"].items():
         rows = text[text.index(f"Rates by {attribute}") :]
         for level, table in levels.items():
-            said = [cell(table[name], report.MEASURES[name][2]) for name in report.BY_GROUP]
+            said = [cell(table[name], MEASURES[name][2]) for name in BY_GROUP]
             assert f"{level} {' '.join(f'{c.text} {c.interval}'.strip() for c in said)}" in rows
 
 
@@ -347,17 +519,14 @@ def holes(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 @pytest.mark.parametrize("path", [path for path, _ in holes(RESULT)], ids=".".join)
-@pytest.mark.parametrize("gone", [True, False], ids=["gone", "null"])
-def test_any_part_may_be_missing(path: tuple[str, ...], gone: bool) -> None:
+def test_any_part_may_be_null(path: tuple[str, ...]) -> None:
+    """That it may be gone: test_report_evidence.py."""
     result = copy.copy(RESULT)
     at: dict[str, Any] = result
     for key in path[:-1]:
         at[key] = copy.copy(at[key])
         at = at[key]
-    if gone:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = None
+    at[path[-1]] = None
     text = Outline(render_report(result)).text
     assert "None" not in text
     assert "nan" not in text.split()
@@ -372,8 +541,8 @@ def test_what_is_missing_is_said() -> None:
         "No rounds are recorded",
         "No agencies are named",
         "did not finish",
-        "No privacy protection was used",
-        "Not given: the legal basis",
+        "Whether anybody's privacy was protected is not given",
+        "Legal basis not given",
     ):
         assert words in text
 
@@ -438,7 +607,7 @@ def test_contrast_is_wcag_aa_on_every_ground() -> None:
     for part in ("accent", "alarm", "second"):  # numbers on the bar are in the paper's colour
         assert contrast(colours["paper"], colours[part]) >= 4.5
     assert contrast(colours["ink"], colours["rule"]) >= 4.5
-    for line in ("accent", "mid"):  # dots, whiskers, dashed lines and hatching
+    for line in ("accent", "mid", "alarm"):  # dots, whiskers, dashed lines, hatching and what was asked
         assert contrast(colours[line], colours["paper"]) >= 3
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert not re.findall(r"(?:color|fill|stroke|background): ?#", style)
@@ -498,6 +667,6 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
 @given(st.floats(-100, 100), st.floats(1e-3, 200))
 def test_every_axis_has_two_to_six_round_marks_inside_its_ends(low: float, length: float) -> None:
-    marks = charts._ticks((low, low + length))
+    marks = svg.ticks((low, low + length))
     assert 2 <= len(marks) <= 7
     assert all(low - 1e-6 * length <= mark <= low + length * (1 + 1e-6) for mark in marks)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from federation.decision import DecisionError, Registration, Signed
-from federation.server.gates import GatesError, judge, read_gates
+from federation.server.gates import Gates, GatesError, judge, read_gates
 
 ABOUT = {
     "intended_use": "What it is for",
@@ -22,6 +22,32 @@ ABOUT = {
     "dpia": "Data protection impact assessment",
     "equality_impact": "Equality impact assessment",
     "missing_attributes": "Protected characteristics that nobody recorded",
+}
+GATES = {  # as `federation.server.gates` names them; another name is shown as it is
+    "auc": "Ranking",
+    "accuracy": "Right either way",
+    "net_benefit_gain": "Worth over simple rules",
+    "observed_expected": "Observed over expected",
+    "ece": "Calibration error",
+    "brier": "Distance from the truth",
+    "worst_group.tpr": "Found, in the worst group",
+    "worst_group.ppv": "Right if flagged, in the worst group",
+    "worst_group.fpr": "Wrongly flagged, in the worst group",
+    "gaps.demographic_parity": "Gap in who is flagged",
+    "gaps.equal_opportunity": "Gap in who is found",
+    "gaps.equalized_odds": "Gap in who is found or wrongly flagged",
+    "gaps.predictive_parity": "Gap in how often a flag is right",
+    "epsilon.public": "Privacy cost, to whoever sees the results",
+    "epsilon.coordinator": "Privacy cost, to the coordinator",
+    "epsilon.everybody": "Privacy cost, to all others together",
+    "audit": "Audit",
+    "min_people": "People in each group",
+    "every_group_published": "Every group shown",
+    "min_agencies": "Agencies that trained",
+    "registered": "Registered before the run",
+    "agencies_as_registered": "Agencies as registered",
+    "simulation": "Real agencies",
+    "anything": "Anything",
 }
 NEXT = {
     "retest": "When it is measured again",
@@ -54,15 +80,32 @@ def registered(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def gates(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Each registered gate with what was found; None where none was registered."""
+    asked = asked_of(result)
+    if asked is None:
+        return None
+    report = judge(asked, result)
+    rows = [
+        (GATES.get(gate.name, gate.name), gate.asked, gate.found, gate.passed, gate.sentence)
+        for gate in report.gates
+    ]
+    return {"rows": rows, "passed": report.passed, "failed": sum(not gate.passed for gate in report.gates)}
+
+
+def asked_of(result: Mapping[str, Any]) -> Gates | None:
+    """What the registration asks of the model; None where there is none, or none that can be read."""
     registration = registration_of(result)
     if registration is None:
         return None
     try:
-        report = judge(read_gates(registration.gates), result)
+        return read_gates(registration.gates)
     except GatesError:
         return None
-    rows = [(gate.name, gate.asked, gate.found, gate.passed, gate.sentence) for gate in report.gates]
-    return {"rows": rows, "passed": report.passed, "failed": sum(not gate.passed for gate in report.gates)}
+
+
+def evidence_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was attached to the registration: an audit, the model that this one replaces; {} where nothing was."""
+    evidence = getattr(registration_of(result), "evidence", None) or {}
+    return dict(evidence) if isinstance(evidence, Mapping) else dict(evidence.model_dump(mode="json"))
 
 
 def registration_of(result: Mapping[str, Any]) -> Registration | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from federation.durable import write_whole
 from federation.panel.decisions import day
-from federation.panel.report import MEASURES, STATUS, Cell, cell
+from federation.panel.sections.about import STATUS
+from federation.panel.sections.numbers import MEASURES, Cell, cell
 
 Json = Mapping[str, Any]
 BECAME = {**STATUS, "counted": "was counted"}
