@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+from models.disclosure import custom
 from models.calibration import (
     IDENTITY,
     brier,
@@ -141,7 +142,7 @@ def test_reliability_lists_every_bin() -> None:
     assert sometimes.value == 0.25
     assert nobody == NOTHING
     assert never.publishable
-    assert not reliability(table, minimum=11)[0][3].publishable
+    assert not reliability(table, disclosure=custom(11))[0][3].publishable
 
 
 # Odd cases

@@ -18,7 +18,7 @@ MARGINS = {
 }
 NUMBERS = {
     "people", "base_rate", "auc", "auc_bound", "brier", "log_loss", "observed_expected", "ece",
-    "selection_rate", "tpr", "fpr", "ppv", "accuracy", "net_benefit", "net_benefit_all", "net_benefit_gain",
+    "selection_rate", "tpr", "fpr", "fnr", "ppv", "accuracy", "net_benefit", "net_benefit_all", "net_benefit_gain",
 }  # fmt: skip
 ESTIMATE = {"value", "low", "high", "publishable"}
 
@@ -52,12 +52,26 @@ def leaves(value: Any) -> list[Any]:
 def test_it_has_the_keys_of_schema_1_and_is_plain_json(sigma: float, n: int) -> None:
     found = summarise(agencies(sigma, n), MARGINS, 0.5)
     assert set(found) == {
-        "overall", "agencies", "groups", "gaps", "worst_gap", "reliability", "cutoff",
+        "overall", "agencies", "groups", "intersections", "gaps", "agency_gaps", "between_agencies", "worst_gap",
+        "constant", "conflicts", "capacity", "reliability", "cutoff",
     }  # fmt: skip
+    assert list(found["intersections"]) == [
+        "sex=female & race=a", "sex=female & race=b", "sex=male & race=a", "sex=male & race=b",
+    ]  # fmt: skip
+    assert {name: list(each) for name, each in found["agency_gaps"].items()} == {
+        name: ["police", "health", "council"] for name in MARGINS
+    }
+    assert set(found["between_agencies"]) == {"selection_rate", "tpr", "fpr", "ppv", "base_rate"}
+    for one in (found["constant"]["nobody"], found["constant"]["everybody"]):
+        assert set(one) == {"accuracy", "tpr", "fpr", "net_benefit"}
+    assert set(found["constant"]["base_rate"]) == {"brier"}
+    assert all(set(each) == {"base_rate_gap", "conflict"} for each in found["conflicts"].values())
+    assert found["capacity"] is None
     described = [
         found["overall"],
         *found["agencies"].values(),
         *(m for levels in found["groups"].values() for m in levels.values()),
+        *found["intersections"].values(),
     ]
     assert list(found["agencies"]) == ["police", "health", "council"]
     assert {name: set(levels) for name, levels in found["groups"].items()} == {
@@ -106,7 +120,8 @@ def test_how_people_are_split_over_agencies_changes_only_the_agencies() -> None:
     group, score, y = people()
     whole = summarise({"all": tally(EDGES, group, score, y, 4)}, MARGINS, 0.5)
     parts = summarise(agencies(0.0), MARGINS, 0.5)
-    assert {**whole, "agencies": None} == {**parts, "agencies": None}
+    of_agencies = dict.fromkeys(("agencies", "agency_gaps", "between_agencies"))
+    assert whole | of_agencies == parts | of_agencies
     assert whole["agencies"]["all"] == whole["overall"]
 
 
