@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.disclosure import custom
 from models.benefit import net_benefit, net_benefit_all, net_benefit_gain
+from models.disclosure import custom
 from models.scores import NOTHING, Estimate, ScoreTable, default_edges, tally
 
 EDGES = default_edges(20, (0.05, 0.3, 0.5))

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from models.disclosure import custom
 from models.calibration import (
     IDENTITY,
     brier,
@@ -24,6 +23,7 @@ from models.calibration import (
     recalibrated,
     reliability,
 )
+from models.disclosure import custom
 from models.scores import NOTHING, ScoreTable, default_edges, tally
 
 EDGES = default_edges()
