@@ -200,7 +200,7 @@ def test_without_noise_the_tables_are_the_pooled_truth(make_study: MakeStudy, tm
     """Oracle: scikit-learn on the pooled test people, scored with the final weights."""
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
-    study = make_study("privacy=none", "evaluation.bins=50")
+    study = make_study("privacy=none", "evaluation.bins=50", "evaluation.disclosure=none")
     result = federate(study, tmp_path)
     weights = last(tmp_path)
     score, truth = [], []

@@ -575,7 +575,13 @@ def _other_gates() -> list[dict[str, Any]]:
     for group in ("worst_group", "gaps", "agency_gaps", "epsilon"):
         others += [{group: NONE[group] | {name: 0.5}} for name in NONE[group]]
     others += [{"observed_expected": (0.1, 2.0)}, {"min_people": 7}, {"min_agencies": 1}]
-    flags = ("audit_required", "intersections", "every_group_published", "registered", "agencies_as_registered")
+    flags = (
+        "audit_required",
+        "intersections",
+        "every_group_published",
+        "registered",
+        "agencies_as_registered",
+    )
     return [*others, *({flag: True} for flag in flags), {"simulation_allowed": False}]
 
 
