@@ -9,7 +9,8 @@ runs as killed. This file is the writer's program too, hence only the standard l
 Names, with step = round. A checkpoint on `tune` writes `overall/auc`, `agencies/NAME/auc`,
 `groups/sex/female/tpr`, `gaps/sex/equalized_odds`, `privacy/epsilon_busiest`; the end, on `test`, writes the
 same behind `test/`. Intervals are `..._low` and `..._high`. What may not be published is never sent:
-`..._suppressed` = 1 stands in its place. A round writes `time/round_seconds` and `rounds/late`. An agency's
+`..._suppressed` = 1 stands in its place. Combinations of groups, gaps within agencies and what else there are many of
+are in result.json alone. A round writes `time/round_seconds` and `rounds/late`. An agency's
 run has its own `overall/...` and `privacy/epsilon_total`, so that one MLflow table compares them all.
 """
 
@@ -374,6 +375,7 @@ def published_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
             out |= _estimates(f"groups/{_part(attribute)}/{_part(level)}", table)
     for attribute, table in (metrics.get("gaps") or {}).items():
         out |= _estimates(f"gaps/{_part(attribute)}", table)
+    out |= _estimates("between_agencies", metrics.get("between_agencies"))
     if worst := metrics.get("worst_gap"):
         out |= _estimates("overall", {"worst_gap": worst})
     return out | _finite({"overall/cutoff": metrics.get("cutoff")})
