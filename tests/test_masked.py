@@ -1292,11 +1292,14 @@ def test_the_result_states_the_loss_to_each_viewer_as_the_ledgers_do(
         assert several[viewer]["1"] == pytest.approx(said["epsilon_to"][viewer])
         assert several[viewer]["1"] < several[viewer]["2"] < several[viewer]["3"]
     facts = {key: said["shared"][key] for key in ("agencies", "colluders", "dropouts", "honest", "threshold")}
+    assert result["tables"] == "summed"
+    assert result["analysis"]["recalibration"] == {}
     assert facts == {"agencies": list(NAMES), "colluders": 1, "dropouts": 1, "honest": 3, "threshold": 4}
     assert said["mechanism"] == "shared"
     for record in (*result["checkpoints"], result["final"]):
         assert record["metrics"]["agencies"] == {}
         assert record["metrics"]["overall"]["people"]["value"] is not None
+        assert record["metrics"]["agency_gaps"] == record["metrics"]["between_agencies"] == {}
         assert record["epsilon_busiest"] <= said["epsilon_busiest"]
     assert json.loads(json.dumps(result)) == result
 
