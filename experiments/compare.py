@@ -24,6 +24,7 @@ from experiments.config import Data, Study, compose, read
 from federation.experiment import ROBUST, Experiment, SettingsError
 from federation.protocol import Weights
 from federation.server.rounds import RunError
+from models import disclosure
 from models.fairness import worst_gap
 from models.scores import default_edges, tally
 
@@ -356,7 +357,8 @@ def _at(experiment: Experiment, epsilon: float, **changes: Any) -> Any:
 
 def _changed(experiment: Experiment, privacy: Any) -> Experiment:
     settings = experiment.settings
-    evaluation = settings.evaluation.but(checkpoints=0)
+    # nothing is published of this run but what `measure` finds
+    evaluation = settings.evaluation.but(checkpoints=0, disclosure="none")
     return experiment.but(settings=settings.but(privacy=privacy, evaluation=evaluation, reference=False))
 
 
@@ -375,7 +377,8 @@ def measure(experiment: Experiment, score: Score, judges: Mapping[str, Part]) ->
     group = np.concatenate([judges[name].group for name in latest])
     edges = default_edges(evaluation.bins, (evaluation.cutoff,))
     table = tally(edges, group, risk, y, len(contract.group_names))
-    attribute, gap = worst_gap(table, contract.group_margins, evaluation.cutoff, minimum=evaluation.minimum)
+    smallest = disclosure.custom(evaluation.rule.minimum)
+    attribute, gap = worst_gap(table, contract.group_margins, evaluation.cutoff, disclosure=smallest)
     right = [np.mean((scores[name] >= evaluation.cutoff) == y) for name, (_, y) in latest.items()]
     return {
         "auc": exact_auc(risk, y),

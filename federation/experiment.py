@@ -27,8 +27,9 @@ from federation.plan import (
     sentences,
 )
 from federation.privacy import noise_for
-from models import risk
+from models import disclosure, risk
 from models.contract import Contract
+from models.disclosure import Disclosure
 from models.features import layout
 from models.scores import default_edges
 from models.spec import ModelSpec
@@ -148,13 +149,49 @@ class Strategy(Agreed):
         return 2 * max(0, self.malicious - caught) + ROBUST[self.name] if self.name in ROBUST else 0
 
 
+class CustomDisclosure(Agreed):
+    """A disclosure rule of one's own (`models.disclosure`)."""
+
+    minimum: Annotated[int, Field(ge=1)]
+    rounding: Annotated[int, Field(ge=1)] = 1
+
+
 class Evaluation(Agreed):
-    """Score tables: `checkpoints` on tune along the way, one on test at the end."""
+    """Score tables: `checkpoints` on tune along the way, one on test at the end.
+
+    `capacity`: the share of people that can be seen to; a second cutoff flags no more of them (None: no second).
+    `disclosure`: what may be published of counts of people: a profile, or a minimum and a rounding.
+    """
 
     bins: Annotated[int, Field(ge=4, le=200)] = 20
     cutoff: Probability = 0.5
+    capacity: Probability | None = 0.1
     checkpoints: Annotated[int, Field(ge=0, le=50)] = 4
-    minimum: Annotated[int, Field(ge=1)] = 10
+    disclosure: Literal["none", "uk-default"] | CustomDisclosure = "uk-default"
+
+    @field_validator("disclosure", mode="before")
+    @classmethod
+    def known_profile(cls, value: Any) -> Any:
+        if isinstance(value, CustomDisclosure):
+            return value
+        if isinstance(value, Mapping):
+            try:
+                return CustomDisclosure.model_validate(value)
+            except ValidationError as error:
+                raise ValueError("; ".join(sentences(error))) from None
+        if value not in ("none", "uk-default"):
+            raise ValueError(
+                f"must be none, uk-default, or a minimum and a rounding as in {{minimum: 15, rounding: 5}}, got {value!r}"
+            )
+        return value
+
+    @functools.cached_property
+    def rule(self) -> Disclosure:
+        """The disclosure rule as a value."""
+        chosen = self.disclosure
+        if isinstance(chosen, CustomDisclosure):
+            return disclosure.custom(chosen.minimum, chosen.rounding)
+        return disclosure.profile(chosen)
 
 
 class Split(Agreed):
@@ -211,6 +248,12 @@ class Settings(Agreed):
         if self.evaluation.checkpoints > self.rounds:
             raise ValueError(
                 f"evaluation.checkpoints must be at most rounds ({self.rounds}), got {self.evaluation.checkpoints}"
+            )
+        rule = self.evaluation.rule
+        if self.privacy.mechanism == "none" and not rule.hides_differences:
+            raise ValueError(
+                f"evaluation.disclosure needs a rounding of at least half the minimum ({rule.minimum}) where there is no "
+                f"noise, got {rule.rounding}: what is withheld would be the difference of what is published"
             )
         if self.strategy.name == "dp_fedsgd" and self.local.steps != 1:
             raise ValueError(

@@ -14,9 +14,9 @@ Fieller's, with the variances of the sample and of the noise side by side in eve
 that counts, as Agresti & Coull (American Statistician 1998) have it, since nobody seen is not nobody there.
 """
 
+from models.disclosure import UNROUNDED, Disclosure
 from models.scores import (
     LEVEL,
-    MINIMUM,
     NOTHING,
     Estimate,
     Noised,
@@ -28,23 +28,23 @@ from models.scores import (
 
 
 def net_benefit(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """TP / n - w FP / n with w = cutoff / (1 - cutoff), in [-w, 1]: people rightly flagged for each person seen."""
     c = confusion(table, cutoff)
-    return _benefit(c.tp, c.fp, c.fn + c.tn, 1.0, _odds(cutoff), minimum, level)
+    return _benefit(c.tp, c.fp, c.fn + c.tn, 1.0, _odds(cutoff), disclosure, level)
 
 
 def net_benefit_all(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """Net benefit at `cutoff` of flagging everybody, in [-w, 1]. That of flagging nobody is 0."""
     c = confusion(table, cutoff)
-    return _benefit(c.tp + c.fn, c.fp + c.tn, Noised(0.0, 0.0), 1.0, _odds(cutoff), minimum, level)
+    return _benefit(c.tp + c.fn, c.fp + c.tn, Noised(0.0, 0.0), 1.0, _odds(cutoff), disclosure, level)
 
 
 def net_benefit_gain(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """`net_benefit` less that of the better of flagging everybody and flagging nobody; above 0 the model is useful.
 
@@ -57,8 +57,8 @@ def net_benefit_gain(
     strict = 1 - (1 - level) / 2
 
     def differences(at: float) -> tuple[Estimate, Estimate]:
-        to_nobody = _benefit(c.tp, c.fp, c.fn + c.tn, 1.0, w, minimum, at)
-        return to_nobody, _benefit(c.tn, c.fn, c.tp + c.fp, w, 1.0, minimum, at)
+        to_nobody = _benefit(c.tp, c.fp, c.fn + c.tn, 1.0, w, disclosure, at)
+        return to_nobody, _benefit(c.tn, c.fn, c.tp + c.fp, w, 1.0, disclosure, at)
 
     found, upper = differences(level), differences(strict)
     value, low, high = (
@@ -78,11 +78,12 @@ def _odds(cutoff: float) -> float:
 
 
 def _benefit(
-    gained: Noised, harmed: Noised, others: Noised, a: float, b: float, minimum: float, level: float
+    gained: Noised, harmed: Noised, others: Noised, a: float, b: float, disclosure: Disclosure, level: float
 ) -> Estimate:
     """(a gained - b harmed) / everyone, in [-b, a]. The whole range, not publishable, where everyone may be noise."""
     everyone, z2 = gained + harmed + others, quantile(level) ** 2
-    n, top = everyone.count, a * gained.count - b * harmed.count
+    gained, harmed, others = (count.rounded(disclosure) for count in (gained, harmed, others))
+    n, top = gained.count + harmed.count + others.count, a * gained.count - b * harmed.count
     if not n > 0:
         return NOTHING
     of_gained, of_harmed, of_others = (
@@ -96,4 +97,4 @@ def _benefit(
     )
     value = min(max(top / n, -b), a)
     low, high = min(max(low, -b), value), max(min(high, a), value)
-    return Estimate(value, low, high, everyone.reaches(minimum) and high - low < a + b)
+    return Estimate(value, low, high, everyone.reaches(disclosure.minimum) and high - low < a + b)

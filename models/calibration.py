@@ -15,9 +15,9 @@ from typing import final
 
 import numpy as np
 
+from models.disclosure import UNROUNDED, Disclosure
 from models.scores import (
     LEVEL,
-    MINIMUM,
     NOTHING,
     Estimate,
     FloatArray,
@@ -37,31 +37,35 @@ def centres(table: ScoreTable) -> FloatArray:
     return (table.edges[:-1] + table.edges[1:]) / 2
 
 
-def reliability(table: ScoreTable, *, minimum: float = MINIMUM) -> list[tuple[float, float, float, Estimate]]:
+def reliability(
+    table: ScoreTable, *, disclosure: Disclosure = UNROUNDED
+) -> list[tuple[float, float, float, Estimate]]:
     """(low edge, high edge, centre, observed rate) of each bin, over everyone in the table."""
     counts, noise = table.counts.sum(0).tolist(), table.variance.sum(0).tolist()
     observed = [
-        proportion(Noised(n[1], v[1]), Noised(n[0], v[0]), minimum=minimum)
+        proportion(Noised(n[1], v[1]), Noised(n[0], v[0]), disclosure=disclosure)
         for n, v in zip(counts, noise, strict=True)
     ]
     ends = table.edges.tolist()
     return list(zip(ends[:-1], ends[1:], centres(table).tolist(), observed, strict=True))
 
 
-def brier(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def brier(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL) -> Estimate:
     """Mean (centre - y)^2, in [0, 1]; 0 is perfect (Brier 1950)."""
-    return _ratio(table, _squares(centres(table)), np.ones((1, 2)), minimum, level, ceiling=1.0)
+    return _ratio(table, _squares(centres(table)), np.ones((1, 2)), disclosure, level, ceiling=1.0)
 
 
-def log_loss(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def log_loss(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL) -> Estimate:
     """Mean -log P(y) when the model says the centre, in nats, >= 0."""
-    return _ratio(table, _logs(centres(table)), np.ones((1, 2)), minimum, level)
+    return _ratio(table, _logs(centres(table)), np.ones((1, 2)), disclosure, level)
 
 
-def observed_expected(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def observed_expected(
+    table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
     """O/E: people with y = 1 over the sum of scores; above 1 the model says too little, below 1 too much."""
     expected = np.repeat(centres(table)[:, None], 2, axis=1)
-    return _ratio(table, np.array([[0.0, 1.0]]), expected, minimum, level)
+    return _ratio(table, np.array([[0.0, 1.0]]), expected, disclosure, level)
 
 
 def _squares(score: FloatArray) -> FloatArray:
@@ -74,7 +78,12 @@ def _logs(score: FloatArray) -> FloatArray:
 
 
 def _ratio(
-    table: ScoreTable, a: FloatArray, b: FloatArray, minimum: float, level: float, ceiling: float = math.inf
+    table: ScoreTable,
+    a: FloatArray,
+    b: FloatArray,
+    disclosure: Disclosure,
+    level: float,
+    ceiling: float = math.inf,
 ) -> Estimate:
     """sum a n / sum b n over everyone, in [0, ceiling]; a and b of shape (B, 2) or (1, 2).
 
@@ -94,7 +103,8 @@ def _ratio(
     if not math.isfinite(high):
         return Estimate(value, None, None, False)
     low, high = min(max(low, 0.0), value), max(min(high, ceiling), value)
-    return Estimate(value, low, high, everyone.reaches(minimum) and high - low < ceiling)
+    shown = everyone.reaches(disclosure.minimum) and high - low < ceiling
+    return Estimate(*disclosure.coarse(value, low, high), shown)
 
 
 def brier_bound(table: ScoreTable) -> float | None:
@@ -118,7 +128,9 @@ def _bound(table: ScoreTable, at_edges: FloatArray, at_centres: FloatArray) -> f
     return float(people @ most / people.sum()) if people.size and np.isfinite(most).all() else None
 
 
-def calibration_error(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def calibration_error(
+    table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
     """Expected calibration error, sum_b n_b / n |observed rate_b - centre_b|, in [0, 1].
 
     Naeini et al., AAAI 2015; the centre stands for the bin's mean score. Chance and noise push a sum of
@@ -137,7 +149,8 @@ def calibration_error(table: ScoreTable, *, minimum: float = MINIMUM, level: flo
     up = z * math.sqrt(float(s @ s))
     down = math.sqrt(2 / math.pi) * float(s.sum()) + math.sqrt(1 - 2 / math.pi) * up
     value, low, high = (min(max(x / everyone.count, 0.0), 1.0) for x in (total, total - down, total + up))
-    return Estimate(value, low, high, everyone.reaches(minimum) and high - low < 1)
+    shown = everyone.reaches(disclosure.minimum) and high - low < 1
+    return Estimate(*disclosure.coarse(value, low, high), shown)
 
 
 @final

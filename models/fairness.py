@@ -11,15 +11,19 @@ pairs) and its low end stops at 0: only a low end above 0 says that the groups d
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from math import hypot
+from typing import final
 
+from models.disclosure import UNROUNDED, Disclosure
 from models.scores import (
     LEVEL,
-    MINIMUM,
     NOTHING,
     Estimate,
     ScoreTable,
+    base_rate,
     false_positive_rate,
     positive_predictive_value,
     selection_rate,
@@ -29,49 +33,115 @@ from models.scores import (
 Levels = Mapping[str, Sequence[int]]
 """Level of one attribute -> indexes of the table's groups that belong to it."""
 
+Rate = Callable[..., Estimate]
+"""A rate of a table: called with the table, and with `disclosure` and `level` by name."""
+
+SLIGHT = 0.02  # a difference of base rates that is called none
+
 
 def demographic_parity(
-    table: ScoreTable, levels: Levels, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable,
+    levels: Levels,
+    cutoff: float,
+    *,
+    disclosure: Disclosure = UNROUNDED,
+    level: float = LEVEL,
 ) -> Estimate:
     """max - min over levels of P(p >= cutoff | level), in [0, 1]."""
-    return _largest_gap((selection_rate,), table, levels, cutoff, minimum, level)
+    return largest_gap([_at(selection_rate, cutoff)], _picked(table, levels), disclosure, level)
 
 
 def equal_opportunity(
-    table: ScoreTable, levels: Levels, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable,
+    levels: Levels,
+    cutoff: float,
+    *,
+    disclosure: Disclosure = UNROUNDED,
+    level: float = LEVEL,
 ) -> Estimate:
-    """max - min over levels of P(p >= cutoff | y = 1, level), in [0, 1]."""
-    return _largest_gap((true_positive_rate,), table, levels, cutoff, minimum, level)
+    """max - min over levels of P(p >= cutoff | y = 1, level), in [0, 1]; that of the false negative rate is the same."""
+    return largest_gap([_at(true_positive_rate, cutoff)], _picked(table, levels), disclosure, level)
 
 
 def equalized_odds(
-    table: ScoreTable, levels: Levels, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable,
+    levels: Levels,
+    cutoff: float,
+    *,
+    disclosure: Disclosure = UNROUNDED,
+    level: float = LEVEL,
 ) -> Estimate:
     """The larger of the true and the false positive rate's gap, in [0, 1]; nothing unless both exist."""
-    return _largest_gap((true_positive_rate, false_positive_rate), table, levels, cutoff, minimum, level)
+    rates = [_at(true_positive_rate, cutoff), _at(false_positive_rate, cutoff)]
+    return largest_gap(rates, _picked(table, levels), disclosure, level)
 
 
 def predictive_parity(
-    table: ScoreTable, levels: Levels, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable,
+    levels: Levels,
+    cutoff: float,
+    *,
+    disclosure: Disclosure = UNROUNDED,
+    level: float = LEVEL,
 ) -> Estimate:
     """max - min over levels of P(y = 1 | p >= cutoff, level), in [0, 1]."""
-    return _largest_gap((positive_predictive_value,), table, levels, cutoff, minimum, level)
+    return largest_gap([_at(positive_predictive_value, cutoff)], _picked(table, levels), disclosure, level)
 
 
 def gaps(
-    table: ScoreTable, levels: Levels, cutoff: float, *, minimum: float = MINIMUM
+    table: ScoreTable, levels: Levels, cutoff: float, *, disclosure: Disclosure = UNROUNDED
 ) -> dict[str, Estimate]:
-    """The four gaps of one attribute, by the name they have in result.json."""
+    """The four gaps of one attribute, by the name they have in result.json. Each holds for all its pairs of levels."""
     return {
-        "demographic_parity": demographic_parity(table, levels, cutoff, minimum=minimum),
-        "equal_opportunity": equal_opportunity(table, levels, cutoff, minimum=minimum),
-        "equalized_odds": equalized_odds(table, levels, cutoff, minimum=minimum),
-        "predictive_parity": predictive_parity(table, levels, cutoff, minimum=minimum),
+        "demographic_parity": demographic_parity(table, levels, cutoff, disclosure=disclosure),
+        "equal_opportunity": equal_opportunity(table, levels, cutoff, disclosure=disclosure),
+        "equalized_odds": equalized_odds(table, levels, cutoff, disclosure=disclosure),
+        "predictive_parity": predictive_parity(table, levels, cutoff, disclosure=disclosure),
     }
 
 
+def between(
+    tables: Sequence[ScoreTable], cutoff: float, *, disclosure: Disclosure = UNROUNDED
+) -> dict[str, Estimate]:
+    """How far agencies are apart: the largest less the smallest of each rate, whoever has it.
+
+    tables: one for each agency. Each interval holds for all pairs of agencies at once, not over the five rates.
+    """
+    rates: dict[str, Rate] = {
+        "selection_rate": _at(selection_rate, cutoff),
+        "tpr": _at(true_positive_rate, cutoff),
+        "fpr": _at(false_positive_rate, cutoff),
+        "ppv": _at(positive_predictive_value, cutoff),
+        "base_rate": base_rate,
+    }
+    return {name: largest_gap([rate], tables, disclosure, LEVEL) for name, rate in rates.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Conflict:
+    """Whether criteria exclude each other for an attribute, because its levels' base rates differ.
+
+    Where base rates differ and the model is not perfect, predictive parity and equal error rates cannot both hold
+    (Chouldechova, Big Data 2017), nor can calibration and equal mean scores of those with and without the outcome
+    (Kleinberg, Mullainathan & Raghavan, ITCS 2017). conflict: True where they differ beyond chance and noise; False
+    where they differ by less than `SLIGHT`; None where neither can be told.
+    """
+
+    base_rate_gap: Estimate
+    conflict: bool | None
+
+
+def conflict(table: ScoreTable, levels: Levels, *, disclosure: Disclosure = UNROUNDED) -> Conflict:
+    """The gap in base rates of an attribute's levels (its interval holds for all pairs at once), and what follows."""
+    gap = largest_gap([base_rate], _picked(table, levels), disclosure, LEVEL)
+    if not gap.publishable or gap.low is None or gap.high is None:
+        return Conflict(gap, None)
+    return Conflict(gap, False if gap.high < SLIGHT else True if gap.low > 0 else None)
+
+
 def worst_gap(
-    table: ScoreTable, margins: Mapping[str, Levels], cutoff: float, *, minimum: float = MINIMUM
+    table: ScoreTable, margins: Mapping[str, Levels], cutoff: float, *, disclosure: Disclosure = UNROUNDED
 ) -> tuple[str | None, Estimate]:
     """The attribute with the largest equalized odds gap, and the largest gap over attributes.
 
@@ -80,7 +150,7 @@ def worst_gap(
     """
     level = 1 - (1 - LEVEL) / max(len(margins), 1)
     found = {
-        name: equalized_odds(table, levels, cutoff, minimum=minimum, level=level)
+        name: equalized_odds(table, levels, cutoff, disclosure=disclosure, level=level)
         for name, levels in margins.items()
     }
     shown = {name: gap for name, gap in found.items() if gap.publishable}
@@ -89,27 +159,29 @@ def worst_gap(
     return max(shown, key=lambda name: shown[name].value or 0.0), _largest(list(shown.values()))
 
 
-def _largest_gap(
-    rates: Sequence[Callable[..., Estimate]],
-    table: ScoreTable,
-    levels: Levels,
-    cutoff: float,
-    minimum: float,
-    level: float,
+def largest_gap(
+    rates: Sequence[Rate], tables: Sequence[ScoreTable], disclosure: Disclosure, level: float
 ) -> Estimate:
-    """The largest of the rates' gaps, with one interval that holds for all rates and pairs at once."""
-    picked = [table.pick(groups) for groups in levels.values()]
-    shown = [[one for one in picked if rate(one, cutoff, minimum=minimum).publishable] for rate in rates]
-    if any(len(tables) < 2 for tables in shown):
+    """The largest of the rates' gaps over disjoint `tables`, with one interval for all rates and pairs at once."""
+    shown = [[one for one in tables if rate(one, disclosure=disclosure).publishable] for rate in rates]
+    if any(len(found) < 2 for found in shown):
         return NOTHING
-    pairs = sum(len(tables) * (len(tables) - 1) // 2 for tables in shown)
+    pairs = sum(len(found) * (len(found) - 1) // 2 for found in shown)
     strict = 1 - (1 - level) / pairs
     return _largest(
         [
-            _gap([rate(one, cutoff, minimum=minimum, level=strict) for one in tables])
-            for rate, tables in zip(rates, shown, strict=True)
+            _gap([rate(one, disclosure=disclosure, level=strict) for one in found])
+            for rate, found in zip(rates, shown, strict=True)
         ]
     )
+
+
+def _at(rate: Callable[..., Estimate], cutoff: float) -> Rate:
+    return partial(rate, cutoff=cutoff)
+
+
+def _picked(table: ScoreTable, levels: Levels) -> list[ScoreTable]:
+    return [table.pick(groups) for groups in levels.values()]
 
 
 def _gap(rates: Sequence[Estimate]) -> Estimate:

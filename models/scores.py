@@ -23,9 +23,10 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from models.disclosure import UNROUNDED, Disclosure
+
 FloatArray = NDArray[np.float64]
 
-MINIMUM = 10  # people: the smallest noised count behind a published rate
 LEVEL = 0.95  # of every interval, two-sided
 
 
@@ -35,9 +36,9 @@ class Estimate:
     """A value with its interval. `None` where there is nothing to compute it from: never NaN, never infinite.
 
     `publishable` needs three things: the noised count behind the value (a rate's denominator) is at least the
-    minimum, it is at least three standard deviations of its own noise, and the interval says something (it is
-    bounded, and narrower than the whole range of a probability). Otherwise the value is a handful of people,
-    or noise. It is still there; whoever shows it must look at the flag first.
+    minimum of the disclosure rule, it is at least three standard deviations of its own noise, and the interval says
+    something (it is bounded, and narrower than the whole range of a probability). Otherwise the value is a handful
+    of people, or noise: it may be computed with, and is in nothing that is written.
     """
 
     value: float | None
@@ -46,8 +47,9 @@ class Estimate:
     publishable: bool
 
     def to_dict(self) -> dict[str, float | bool | None]:
-        """The form in result.json."""
-        return {"value": self.value, "low": self.low, "high": self.high, "publishable": self.publishable}
+        """The form in result.json: the one way out, which no number takes that may not be published."""
+        ends = (self.value, self.low, self.high) if self.publishable else (None, None, None)
+        return {**dict(zip(("value", "low", "high"), ends, strict=True)), "publishable": self.publishable}
 
 
 NOTHING = Estimate(None, None, None, False)
@@ -67,6 +69,10 @@ class Noised:
     def reaches(self, minimum: float) -> bool:
         """At least `minimum`, and not mistakable for noise: at least three of its standard deviations."""
         return self.count >= max(minimum, 3 * math.sqrt(self.variance))
+
+    def rounded(self, disclosure: Disclosure) -> "Noised":
+        """The count as it may be published, and the variance of its noise and of the rounding."""
+        return Noised(disclosure.rounded(self.count), self.variance + disclosure.variance)
 
 
 @final
@@ -222,71 +228,88 @@ def cutoff_bin(edges: FloatArray, cutoff: float) -> int:
     return nearest
 
 
-def people(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
-    """How many people are in the table, >= 0; the interval is that of the noise alone."""
+def people(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL) -> Estimate:
+    """How many people are in the table, >= 0; the interval is that of the noise and of the rounding."""
     everyone = Noised(float(table.counts.sum()), float(table.variance.sum()))
-    margin = quantile(level) * math.sqrt(everyone.variance)
-    low, value, high = (max(everyone.count + shift, 0.0) for shift in (-margin, 0.0, margin))
-    return Estimate(value, low, high, everyone.reaches(minimum))
+    found = everyone.rounded(disclosure)
+    margin = quantile(level) * math.sqrt(found.variance)
+    ends = disclosure.outward(found.count - margin, found.count + margin)
+    low, value, high = (max(float(count), 0.0) for count in (ends[0], found.count, ends[1]))
+    return Estimate(value, low, high, everyone.reaches(disclosure.minimum))
 
 
-def base_rate(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def base_rate(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL) -> Estimate:
     """P(y = 1)."""
-    negatives, positives = _classes(table)
-    return proportion(positives, negatives, minimum=minimum, level=level)
+    negatives, positives = classes(table)
+    return proportion(positives, negatives, disclosure=disclosure, level=level)
 
 
-def _classes(table: ScoreTable) -> tuple[Noised, Noised]:
+def classes(table: ScoreTable) -> tuple[Noised, Noised]:
     """Everyone with outcome 0, and with outcome 1."""
     counts, noise = table.counts.sum((0, 1)).tolist(), table.variance.sum((0, 1)).tolist()
     return Noised(counts[0], noise[0]), Noised(counts[1], noise[1])
 
 
 def selection_rate(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """P(p >= cutoff)."""
     c = confusion(table, cutoff)
-    return proportion(c.tp + c.fp, c.fn + c.tn, minimum=minimum, level=level)
+    return proportion(c.tp + c.fp, c.fn + c.tn, disclosure=disclosure, level=level)
 
 
 def true_positive_rate(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """P(p >= cutoff | y = 1), also called recall or sensitivity."""
     c = confusion(table, cutoff)
-    return proportion(c.tp, c.fn, minimum=minimum, level=level)
+    return proportion(c.tp, c.fn, disclosure=disclosure, level=level)
+
+
+def false_negative_rate(
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
+    """P(p < cutoff | y = 1): those whom the model misses."""
+    c = confusion(table, cutoff)
+    return proportion(c.fn, c.tp, disclosure=disclosure, level=level)
 
 
 def false_positive_rate(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """P(p >= cutoff | y = 0)."""
     c = confusion(table, cutoff)
-    return proportion(c.fp, c.tn, minimum=minimum, level=level)
+    return proportion(c.fp, c.tn, disclosure=disclosure, level=level)
 
 
 def positive_predictive_value(
-    table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
 ) -> Estimate:
     """P(y = 1 | p >= cutoff), also called precision."""
     c = confusion(table, cutoff)
-    return proportion(c.tp, c.fp, minimum=minimum, level=level)
+    return proportion(c.tp, c.fp, disclosure=disclosure, level=level)
 
 
-def accuracy(table: ScoreTable, cutoff: float, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def accuracy(
+    table: ScoreTable, cutoff: float, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
     """P((p >= cutoff) = y)."""
     c = confusion(table, cutoff)
-    return proportion(c.tp + c.tn, c.fp + c.fn, minimum=minimum, level=level)
+    return proportion(c.tp + c.tn, c.fp + c.fn, disclosure=disclosure, level=level)
 
 
-def proportion(hits: Noised, misses: Noised, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def proportion(
+    hits: Noised, misses: Noised, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
     """p = A / n, n = A + B, with the p for which (A - p n)^2 <= z^2 [n p (1 - p) + (1 - p)^2 vA + p^2 vB].
 
     Wilson (JASA 1927) with the noise's variance beside the sample's; its first-order form is Var(p) above.
     A below 0 or above n counts as 0 or n. When n cannot be told from noise every p fits: [0, 1], not
-    publishable. No people (n <= 0): nothing.
+    publishable. No people (n <= 0): nothing. Both counts are rounded first as the disclosure rule has it, and the
+    variance of that is part of vA and vB: a published rate times its count is a rounded count.
     """
+    everyone = hits + misses
+    hits, misses = hits.rounded(disclosure), misses.rounded(disclosure)
     n = hits.count + misses.count
     if not n > 0:
         return NOTHING
@@ -298,7 +321,7 @@ def proportion(hits: Noised, misses: Noised, *, minimum: float = MINIMUM, level:
     )
     low, high = max(low, 0.0), min(high, 1.0)
     value = a / n
-    shown = (hits + misses).reaches(minimum) and high - low < 1
+    shown = everyone.reaches(disclosure.minimum) and high - low < 1
     return Estimate(value, min(low, value), max(high, value), shown)
 
 
@@ -318,7 +341,7 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def auc(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) -> Estimate:
+def auc(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL) -> Estimate:
     """Area under the ROC curve of the bins: P(a positive's bin is above a negative's) + P(same bin) / 2.
 
     The AUC of the people's exact scores is within `auc_bound` of it; the interval is about the binned one.
@@ -331,7 +354,7 @@ def auc(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) ->
     with (A - t)^2 <= z^2 [t (1 - t) Var_sample / (A (1 - A)) + Var_noise], so it stays wide near 0 and 1.
     """
     (negative, positive), (v_negative, v_positive) = table.counts.sum(0).T, table.variance.sum(0).T
-    negatives, positives = _classes(table)
+    negatives, positives = classes(table)
     n_negative, n_positive = negatives.count, positives.count
     if not (n_negative > 0 and n_positive > 0):
         return NOTHING
@@ -346,8 +369,8 @@ def auc(table: ScoreTable, *, minimum: float = MINIMUM, level: float = LEVEL) ->
     per_person = sample / (area * (1 - area)) if 0 < area < 1 and sample > 0 else 1 / fewest
     low, high = between_roots(1 + z2 * per_person, area + z2 * per_person / 2, area * area - z2 * noise)
     low, high = min(max(low, 0.0), area), max(min(high, 1.0), area)
-    shown = negatives.reaches(minimum) and positives.reaches(minimum) and high - low < 1
-    return Estimate(area, low, high, shown)
+    shown = negatives.reaches(disclosure.minimum) and positives.reaches(disclosure.minimum) and high - low < 1
+    return Estimate(*disclosure.coarse(area, low, high), shown)
 
 
 def spread(table: ScoreTable) -> FloatArray:
@@ -355,15 +378,16 @@ def spread(table: ScoreTable) -> FloatArray:
     return np.asarray(np.maximum(table.counts.sum(0), 0.0) + table.variance.sum(0))
 
 
-def auc_bound(table: ScoreTable, *, minimum: float = MINIMUM) -> Estimate:
+def auc_bound(table: ScoreTable, *, disclosure: Disclosure = UNROUNDED) -> Estimate:
     """How far the exact scores' AUC can be from the binned one: sum_b n+_b n-_b / (2 N+ N-), in [0, 1/2].
 
     Pairs in different bins are ordered by their bins; a pair in one bin was counted as half and is 0 or 1.
     It has no interval; with noise it estimates the bound, without bias, rather than being one.
     """
     negative, positive = table.counts.sum(0).T
-    negatives, positives = _classes(table)
+    negatives, positives = classes(table)
     if not (negatives.count > 0 and positives.count > 0):
         return NOTHING
     value = min(max(float(negative @ positive) / (2 * negatives.count * positives.count), 0.0), 0.5)
-    return Estimate(value, None, None, negatives.reaches(minimum) and positives.reaches(minimum))
+    shown = negatives.reaches(disclosure.minimum) and positives.reaches(disclosure.minimum)
+    return Estimate(disclosure.coarse(value, value, value)[0], None, None, shown)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.benefit import net_benefit, net_benefit_all, net_benefit_gain
+from models.disclosure import custom
 from models.scores import NOTHING, Estimate, ScoreTable, default_edges, tally
 
 EDGES = default_edges(20, (0.05, 0.3, 0.5))
@@ -102,8 +103,8 @@ def test_any_noised_counts_give_an_interval_within_the_range_or_nothing(
 
 def test_too_few_people_or_too_much_noise_is_not_published() -> None:
     few = of([0.9] * 10 + [0.1] * 10, [1] * 10 + [0] * 10)
-    assert not any(measure(few, 0.5, minimum=21).publishable for measure in MEASURES)
-    assert all(measure(few, 0.5, minimum=20).publishable for measure in MEASURES)
+    assert not any(measure(few, 0.5, disclosure=custom(21)).publishable for measure in MEASURES)
+    assert all(measure(few, 0.5, disclosure=custom(20)).publishable for measure in MEASURES)
     noise = ScoreTable(EDGES, few.counts + 2, 400)
     assert not any(measure(noise, 0.5).publishable for measure in MEASURES)
 

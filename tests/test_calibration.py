@@ -23,6 +23,7 @@ from models.calibration import (
     recalibrated,
     reliability,
 )
+from models.disclosure import custom
 from models.scores import NOTHING, ScoreTable, default_edges, tally
 
 EDGES = default_edges()
@@ -141,7 +142,7 @@ def test_reliability_lists_every_bin() -> None:
     assert sometimes.value == 0.25
     assert nobody == NOTHING
     assert never.publishable
-    assert not reliability(table, minimum=11)[0][3].publishable
+    assert not reliability(table, disclosure=custom(11))[0][3].publishable
 
 
 # Odd cases

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_score
 
+from models.disclosure import custom
 from models.fairness import (
     demographic_parity,
     equal_opportunity,
@@ -139,7 +140,7 @@ def test_one_publishable_group_has_no_gap() -> None:
     group = np.array([0] * 500 + [1] * 9)
     table = tally(EDGES, group, np.full(509, 0.7), np.arange(509) % 2, 2)
     assert all(gap == NOTHING for gap in gaps(table, alone(2), CUTOFF).values())
-    assert demographic_parity(table, alone(2), CUTOFF, minimum=9) != NOTHING
+    assert demographic_parity(table, alone(2), CUTOFF, disclosure=custom(9)) != NOTHING
     assert demographic_parity(table, {"only": (0, 1)}, CUTOFF) == NOTHING
     assert demographic_parity(table, {}, CUTOFF) == NOTHING
 

@@ -200,7 +200,7 @@ def test_without_noise_the_tables_are_the_pooled_truth(make_study: MakeStudy, tm
     """Oracle: scikit-learn on the pooled test people, scored with the final weights."""
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
-    study = make_study("privacy=none", "evaluation.bins=50")
+    study = make_study("privacy=none", "evaluation.bins=50", "evaluation.disclosure=none")
     result = federate(study, tmp_path)
     weights = last(tmp_path)
     score, truth = [], []
@@ -216,6 +216,31 @@ def test_without_noise_the_tables_are_the_pooled_truth(make_study: MakeStudy, tm
         brier_score_loss(np.concatenate(truth), np.concatenate(score)), abs=0.01
     )
     assert overall["people"]["value"] == len(np.concatenate(truth))
+    assert result["disclosure"] == {"profile": "none", "minimum": 1, "rounding": 1}
+    assert result["tables"] == "per_agency"
+
+
+def test_a_result_says_by_which_rule_and_on_whose_tables(make_study: MakeStudy, tmp_path: Path) -> None:
+    """The profile of the settings; a capacity's cutoff chosen on tune people; an analysis that is fitted on them."""
+    rule = "evaluation.disclosure={minimum: 4, rounding: 2}"
+    result = federate(make_study("privacy=none", rule, "evaluation.capacity=0.3"), tmp_path)
+    metrics = result["final"]["metrics"]
+    assert result["disclosure"] == {"profile": "custom", "minimum": 4, "rounding": 2}
+    assert metrics["overall"]["people"]["value"] % 2 == 0
+    assert metrics["capacity"]["share"] == 0.3
+    assert metrics["capacity"]["chosen_on"] == "tune"
+    assert metrics["capacity"]["cutoff"] == result["checkpoints"][-1]["metrics"]["capacity"]["cutoff"]
+    trained = {name for name, facts in result["agencies"].items() if facts["status"] == "trained"}
+    assert set(result["analysis"]["recalibration"]) == trained == set(metrics["agencies"])
+    assert set(result["analysis"]["group_thresholds"]) == set(metrics["groups"])
+
+
+def test_without_tune_tables_the_cutoff_is_chosen_on_test_and_says_so(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    result = federate(make_study("privacy=none", "evaluation.checkpoints=0", "rounds=1"), tmp_path)
+    assert result["final"]["metrics"]["capacity"]["chosen_on"] == "test"
+    assert result["analysis"] is None
 
 
 def fedrisk(folder: Path, *arguments: str) -> list[str]:

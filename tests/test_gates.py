@@ -39,6 +39,7 @@ def rates(shift: float = 0.0, people: float = 500.0) -> dict[str, Any]:
         "tpr": estimate(0.5 + shift, 0.44 + shift, 0.57 + shift),
         "ppv": estimate(0.6 + shift, 0.51 + shift, 0.68 + shift),
         "fpr": estimate(0.1 + shift, 0.07 + shift, 0.14 + shift),
+        "fnr": estimate(0.5 - shift, 0.43 - shift, 0.56 - shift),
     }
 
 
@@ -84,6 +85,16 @@ def good() -> dict[str, Any]:
                 "gaps": {
                     "sex": {name: estimate(0.05, 0.0, 0.12) for name in gaps},
                     "age": {name: estimate(0.1, 0.02, 0.19) for name in gaps},
+                },
+                "intersections": {
+                    "sex=female & age=under 25": rates(-0.1, people=45.0),
+                    "sex=male & age=over": rates(),
+                },
+                "agency_gaps": {
+                    "sex": {
+                        "police": {name: estimate(0.05, 0.0, 0.15) for name in gaps},
+                        "health": {name: estimate(0.1, 0.0, 0.25) for name in gaps},
+                    },
                 },
             },
         },
@@ -132,6 +143,8 @@ NUMBERS: dict[str, tuple[float, bool, str]] = {
     "worst_group.tpr": (0.44 - 0.05, True, f"{GROUPS}/age/under 25/tpr"),
     "worst_group.ppv": (0.51 - 0.05, True, f"{GROUPS}/age/under 25/ppv"),
     "worst_group.fpr": (0.14 + 0.05, False, f"{GROUPS}/sex/male/fpr"),
+    "worst_group.fnr": (0.56 + 0.05, False, f"{GROUPS}/age/under 25/fnr"),
+    "agency_gaps.equal_opportunity": (0.25, False, "final/metrics/agency_gaps/sex/health/equal_opportunity"),
     "gaps.demographic_parity": (0.19, False, "final/metrics/gaps/age/demographic_parity"),
     "gaps.equal_opportunity": (0.19, False, "final/metrics/gaps/age/equal_opportunity"),
     "gaps.equalized_odds": (0.19, False, "final/metrics/gaps/age/equalized_odds"),
@@ -273,6 +286,7 @@ def test_a_number_that_may_not_be_published_fails_and_is_not_repeated() -> None:
         *[result["final"]["metrics"]["overall"]],
         *[level for levels in result["final"]["metrics"]["groups"].values() for level in levels.values()],
         *result["final"]["metrics"]["gaps"].values(),
+        *result["final"]["metrics"]["agency_gaps"]["sex"].values(),
     ):
         for name in table:
             table[name] = dict(zip(("value", "low", "high"), SECRET, strict=True)) | {"publishable": False}
@@ -281,7 +295,7 @@ def test_a_number_that_may_not_be_published_fails_and_is_not_repeated() -> None:
     )
     report = judge(everything, result)
     assert not any(gate.passed for gate in report.gates)
-    assert len(report.gates) == 15
+    assert len(report.gates) == 17
     assert "cannot be told from noise" in report.gates[0].sentence
     assert not any(str(number)[:5] in report.canonical for number in SECRET)
 
@@ -311,6 +325,29 @@ def test_people_behind_a_published_rate_must_be_published() -> None:
     gate = only(judge(asking({"min_people": 1}), odd))
     assert not gate.passed
     assert "(sex: male) cannot be told from noise" in gate.sentence
+
+
+def test_combinations_of_groups_count_where_they_are_asked_for() -> None:
+    """The worst group is then young and female, of whom there are 5 at the low end of the noise."""
+    asked = _all({"worst_group.tpr": 0.35, "worst_group.fnr": 0.62, "min_people": 50})
+    assert judge(asked, good()).passed
+    report = judge(asked.but(intersections=True), good())
+    assert {gate.name: gate.passed for gate in report.gates} == dict.fromkeys(
+        ("worst_group.tpr", "worst_group.fnr", "min_people"), False
+    )
+    assert all("sex=female & age=under 25" in gate.sentence for gate in report.gates)
+    old = put(good(), "final/metrics/intersections", ...)
+    assert "is not in the result" in judge(asked.but(intersections=True), old).gates[0].found
+    assert not judge(asked.but(intersections=True), old).passed
+    no_combinations = put(good(), "final/metrics/intersections", {})
+    assert judge(asked.but(intersections=True), no_combinations).passed
+
+
+def test_gaps_within_agencies_fail_where_only_sums_are_known() -> None:
+    asked = _all({"agency_gaps.equal_opportunity": 1.0})
+    assert judge(asked, good()).passed
+    report = judge(asked, put(good(), "final/metrics/agency_gaps", {}))
+    assert "is not in the result" in only(report).sentence
 
 
 def test_an_attribute_whose_gap_cannot_be_told_fails() -> None:
@@ -535,10 +572,16 @@ def _other_gates() -> list[dict[str, Any]]:
     others: list[dict[str, Any]] = [
         {name: 0.5} for name in ("auc", "accuracy", "net_benefit_gain", "ece", "brier")
     ]
-    for group in ("worst_group", "gaps", "epsilon"):
+    for group in ("worst_group", "gaps", "agency_gaps", "epsilon"):
         others += [{group: NONE[group] | {name: 0.5}} for name in NONE[group]]
     others += [{"observed_expected": (0.1, 2.0)}, {"min_people": 7}, {"min_agencies": 1}]
-    flags = ("audit_required", "every_group_published", "registered", "agencies_as_registered")
+    flags = (
+        "audit_required",
+        "intersections",
+        "every_group_published",
+        "registered",
+        "agencies_as_registered",
+    )
     return [*others, *({flag: True} for flag in flags), {"simulation_allowed": False}]
 
 

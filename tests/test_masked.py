@@ -220,7 +220,8 @@ def total(some: Iterable[np.ndarray]) -> np.ndarray:
 def test_a_sum_is_the_sum_of_the_vectors_and_the_weights_are_that_by_hand(
     make_shared: MakeStudy, tmp_path: Path, vectors: Vectors, sums: Sums, privacy: tuple[str, ...]
 ) -> None:
-    study = make_shared("strategy.optimizer=fedavg", "local.learning_rate=0.7", *privacy)
+    unrounded = "evaluation.disclosure=none"
+    study = make_shared("strategy.optimizer=fedavg", "local.learning_rate=0.7", unrounded, *privacy)
     result, grid = federate(study, tmp_path)
     plan, orders = study.experiment.plan("run-1", simulation=True), grid.round_orders()
     shared = plan.privacy.shared
@@ -1291,11 +1292,14 @@ def test_the_result_states_the_loss_to_each_viewer_as_the_ledgers_do(
         assert several[viewer]["1"] == pytest.approx(said["epsilon_to"][viewer])
         assert several[viewer]["1"] < several[viewer]["2"] < several[viewer]["3"]
     facts = {key: said["shared"][key] for key in ("agencies", "colluders", "dropouts", "honest", "threshold")}
+    assert result["tables"] == "summed"
+    assert result["analysis"]["recalibration"] == {}
     assert facts == {"agencies": list(NAMES), "colluders": 1, "dropouts": 1, "honest": 3, "threshold": 4}
     assert said["mechanism"] == "shared"
     for record in (*result["checkpoints"], result["final"]):
         assert record["metrics"]["agencies"] == {}
-        assert record["metrics"]["overall"]["auc"]["value"] is not None
+        assert record["metrics"]["overall"]["people"]["value"] is not None
+        assert record["metrics"]["agency_gaps"] == record["metrics"]["between_agencies"] == {}
         assert record["epsilon_busiest"] <= said["epsilon_busiest"]
     assert json.loads(json.dumps(result)) == result
 

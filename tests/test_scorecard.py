@@ -15,10 +15,11 @@ from experiments.run import run_study
 from federation.scorecard import CardError, read_card
 from federation.server.card import CUTS, bands, score_card
 from models.calibration import recalibrate
+from models.disclosure import UNROUNDED
 from models.scores import ScoreTable, default_edges, tally
 
 EDGES = default_edges()
-MINIMUM = 10
+RULE = UNROUNDED
 
 
 def table(seed: int, n: int, sigma: float = 0.0, slope: float = 1.0) -> ScoreTable:
@@ -36,7 +37,7 @@ def table(seed: int, n: int, sigma: float = 0.0, slope: float = 1.0) -> ScoreTab
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 def test_bands_cover_everybody_in_order_and_each_may_be_published(n: int, sigma: float, slope: float) -> None:
     for seed in range(8):
-        found = bands(table(seed, n, sigma, slope), table(seed + 100, n, sigma, slope), MINIMUM)
+        found = bands(table(seed, n, sigma, slope), table(seed + 100, n, sigma, slope), RULE)
         if not found:
             assert n <= 60 * sigma  # only where noise drowns even everybody's rate
             continue
@@ -53,7 +54,7 @@ def test_rates_of_bands_are_the_shares_of_the_test_people_in_them() -> None:
     rng = np.random.default_rng(0)
     score, y = rng.random(5000), rng.random(5000) < 0.5
     y = rng.random(5000) < score
-    found = bands(table(1, 5000), tally(EDGES, np.zeros(5000, int), score, y, 1), MINIMUM)
+    found = bands(table(1, 5000), tally(EDGES, np.zeros(5000, int), score, y, 1), RULE)
     assert len(found) > 2
     for band in found:
         inside = (score >= band.low) & ((score < band.high) | (band.high == 1))
@@ -65,7 +66,7 @@ def test_bands_are_cut_where_the_tune_people_say() -> None:
     rng = np.random.default_rng(2)
     score = rng.random(20_000)
     tune = tally(EDGES, np.zeros(20_000, int), score, rng.random(20_000) < score, 1)
-    for cut, band in zip(CUTS, bands(tune, tune, MINIMUM)[1:], strict=False):
+    for cut, band in zip(CUTS, bands(tune, tune, RULE)[1:], strict=False):
         below = np.array([(score < edge).mean() for edge in EDGES])
         assert abs((score < band.low).mean() - cut) == pytest.approx(abs(below - cut).min())
 
@@ -78,7 +79,7 @@ def test_the_interval_of_a_bands_rate_covers_the_truth_with_noise_in_it() -> Non
     score = 1 / (1 + np.exp(-logit))
     covered, all_ = 0, 0
     for seed in range(120):
-        for band in bands(table(seed, 3000, 6.0), table(seed + 1000, 3000, 6.0), MINIMUM):
+        for band in bands(table(seed, 3000, 6.0), table(seed + 1000, 3000, 6.0), RULE):
             assert band.low in edges_of
             inside = (score >= band.low) & ((score < band.high) | (band.high == 1))
             covered += band.observed.low <= score[inside].mean() <= band.observed.high

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
+from models.disclosure import custom
 from models.scores import (
     NOTHING,
     Estimate,
@@ -350,9 +351,9 @@ def test_the_minimum_is_of_the_count_behind_the_rate() -> None:
     assert selection_rate(table, 0.5).publishable
     assert not true_positive_rate(table, 0.5).publishable
     assert not positive_predictive_value(table, 0.5).publishable
-    assert true_positive_rate(table, 0.5, minimum=9).publishable
+    assert true_positive_rate(table, 0.5, disclosure=custom(9)).publishable
     assert not auc(table).publishable
-    assert auc(table, minimum=9).publishable
+    assert auc(table, disclosure=custom(9)).publishable
 
 
 def test_a_small_noisy_group_is_not_publishable() -> None:

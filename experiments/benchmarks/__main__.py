@@ -21,7 +21,17 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks import deployed, dp_step, ledger, masking, rounds, scaling, startup, tracking
+from experiments.benchmarks import (
+    coverage,
+    deployed,
+    dp_step,
+    ledger,
+    masking,
+    rounds,
+    scaling,
+    startup,
+    tracking,
+)
 from experiments.benchmarks.work import Work
 from experiments.engines import FLOWER_ENV
 
@@ -88,6 +98,11 @@ def measure_deployed(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return deployed.measure(folder, **deployed.options(quick=options.quick))
 
 
+def measure_coverage(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """How often 95% intervals hold the truth, and how wide they are."""
+    return coverage.measure(folder, draws=100 if options.quick else 2000)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -97,6 +112,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "masks": measure_masks,
     "ledger": measure_ledger,
     "deployed": measure_deployed,
+    "coverage": measure_coverage,
 }
 
 
@@ -191,6 +207,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "masks": show_masks,
     "ledger": show_ledger,
     "deployed": deployed.shown,
+    "coverage": coverage.shown,
 }
 
 

@@ -17,6 +17,7 @@ from federation.plan import TrainPlan
 from federation.scorecard import Band, Measure, Rate, RecalibrationMap, ScoreCard
 from federation.server.masked import noise_variance
 from models.calibration import recalibration
+from models.disclosure import Disclosure
 from models.scores import Estimate, ScoreTable, base_rate, people
 from models.spec import ModelSpec
 
@@ -42,8 +43,8 @@ def scoring(
     """`scoring` of result.json: what the weights after round `measured` need beside them to score with."""
     sums = {part: _sum(plan, part, measured, tables) for part in ("tune", "test")}
     tune, test = sums["tune"], sums["test"]
-    minimum = experiment.settings.evaluation.minimum
-    found = () if test is None else bands(test if tune is None else tune, test, minimum)
+    rule = experiment.settings.evaluation.rule
+    found = () if test is None else bands(test if tune is None else tune, test, rule)
     recalibrating = None if tune is None else _map(tune)
     label = experiment.data_contract.label
     return {
@@ -74,7 +75,7 @@ def score_card(result: Mapping[str, Any], weights_sha256: str) -> ScoreCard:
     )
 
 
-def bands(tune: ScoreTable, test: ScoreTable, minimum: float) -> tuple[Band, ...]:
+def bands(tune: ScoreTable, test: ScoreTable, disclosure: Disclosure) -> tuple[Band, ...]:
     """Bands cut where `tune` has its `CUTS`, with the rates in `test`; () where not even everyone's may be shown.
 
     Neighbours whose rates may not be published, or are not in order, are one band: the evidence does not tell
@@ -82,23 +83,26 @@ def bands(tune: ScoreTable, test: ScoreTable, minimum: float) -> tuple[Band, ...
     """
     at = [0, *_cuts(tune), len(test.edges) - 1]
     while True:
-        rates = [base_rate(_between(test, low, high), minimum=minimum) for low, high in pairwise(at)]
+        rates = [base_rate(_between(test, low, high), disclosure=disclosure) for low, high in pairwise(at)]
         wrong = _cut_to_drop(rates)
         if wrong is None:
             break
         if len(rates) == 1:
             return ()
         del at[wrong]
-    everyone = max(float(test.counts.sum()), 1.0)
+    sizes = [
+        people(_between(test, low, high), disclosure=disclosure).value or 0.0 for low, high in pairwise(at)
+    ]
+    everyone = max(sum(sizes), 1.0)
     return tuple(
         Band(
             name=name,
             low=float(test.edges[low]),
             high=float(test.edges[high]),
             observed=_rate(rate),
-            share=min(max((people(_between(test, low, high)).value or 0.0) / everyone, 0.0), 1.0),
+            share=size / everyone,
         )
-        for name, rate, (low, high) in zip(NAMES[len(rates)], rates, pairwise(at), strict=True)
+        for name, rate, size, (low, high) in zip(NAMES[len(rates)], rates, sizes, pairwise(at), strict=True)
     )
 
 

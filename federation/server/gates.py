@@ -39,11 +39,12 @@ class GatesError(ValueError):
 
 
 class WorstGroup(Agreed):
-    """Of the published group that is worst off, of any attribute: floors of tpr and ppv, a ceiling of fpr."""
+    """Of the published group that is worst off, of any attribute: floors of tpr and ppv, ceilings of fpr and fnr."""
 
     tpr: Share = None
     ppv: Share = None
     fpr: Share = None
+    fnr: Share = None
 
 
 class Gaps(Agreed):
@@ -68,6 +69,8 @@ class Gates(Agreed):
 
     auc, accuracy: floors.  net_benefit_gain: what the gain over flagging everybody or nobody must be above.
     observed_expected: the ends within which the whole interval lies.  ece, brier: ceilings.
+    agency_gaps: ceilings of the gaps within each agency, where each agency's tables are known.
+    intersections: combinations of the attributes' levels are groups too, for all that is asked of groups but the gaps.
     min_people: in each published group.  every_group_published: no group may be too small or too noisy to show.
     min_agencies: that trained.  simulation_allowed: False fails a model whose agencies one computer played.
     """
@@ -80,6 +83,8 @@ class Gates(Agreed):
     brier: Share = None
     worst_group: WorstGroup = WorstGroup()
     gaps: Gaps = Gaps()
+    agency_gaps: Gaps = Gaps()
+    intersections: bool = False
     epsilon: EpsilonTo = EpsilonTo()
     audit_required: bool = False
     min_people: Count = None
@@ -157,7 +162,8 @@ def judge(gates: Gates, result: Json, *, audit: Json | None = None) -> GateRepor
     found = [
         *_overall(gates, metrics),
         *_groups(gates, metrics),
-        *_gaps(gates.gaps, metrics),
+        *_gaps("gaps", gates.gaps, dict(_items(at_of(metrics, "gaps")))),
+        *_gaps("agency_gaps", gates.agency_gaps, _of_agencies(metrics)),
         *_epsilon(gates.epsilon, at_of(result, "privacy")),
         *_audit(gates.audit_required, result, audit),
         *_run(gates, result),
@@ -366,6 +372,7 @@ RATES = {
     "tpr": "The share found of those who had the outcome (true positive rate)",
     "ppv": "The share with the outcome of those flagged (positive predictive value)",
     "fpr": "The share wrongly flagged of those who did not have the outcome (false positive rate)",
+    "fnr": "The share missed of those who had the outcome (false negative rate)",
 }
 GAPS = {
     "demographic_parity": "The gap in how many are flagged (demographic parity)",
@@ -376,17 +383,26 @@ GAPS = {
 
 
 def _groups(gates: Gates, metrics: object) -> Iterator[Gate]:
-    """The worst group of any attribute, and how many people are behind each. A group is an attribute's level."""
+    """The worst group of any attribute, and how many people are behind each. A group is an attribute's level, and a
+    combination of levels where `intersections` asks for it.
+    """
     levels = {
         f"{attribute}: {level}": table
         for attribute, tables in _items(at_of(metrics, "groups"))
         for level, table in _items(tables)
     }
+    if gates.intersections:
+        combined = at_of(metrics, "intersections")
+        if not isinstance(combined, Mapping):
+            words = "numbers for combinations of groups"
+            yield _fact("intersections", words, MISSING, False, f"It must have {words}; the result has none")
+        levels |= dict(_items(combined))
     asked = gates.worst_group
     limits = {
         "tpr": Limit(least=asked.tpr, unit="percent"),
         "ppv": Limit(least=asked.ppv, unit="percent"),
         "fpr": Limit(most=asked.fpr, unit="percent"),
+        "fnr": Limit(most=asked.fnr, unit="percent"),
     }
     wanted = {rate: limit for rate, limit in limits.items() if limit.bound is not None}
     for rate, limit in wanted.items():
@@ -467,14 +483,22 @@ def _published(levels: Mapping[str, Json], names: Sequence[str]) -> Gate:
     return _fact("every_group_published", asked, f"{len(levels)} published", True, sentence)
 
 
-def _gaps(asked: Gaps, metrics: object) -> Iterator[Gate]:
+def _of_agencies(metrics: object) -> dict[str, Any]:
+    """The gaps within each agency, by attribute and agency."""
+    return {
+        f"{attribute} at {agency}": table
+        for attribute, agencies in _items(at_of(metrics, "agency_gaps"))
+        for agency, table in _items(agencies)
+    }
+
+
+def _gaps(group: str, asked: Gaps, gaps: Mapping[str, Any]) -> Iterator[Gate]:
     """Of the attribute whose gap may be largest. An attribute whose gap cannot be told fails: it may be that one."""
-    gaps = dict(_items(at_of(metrics, "gaps")))
     for kind, subject in GAPS.items():
         ceiling = getattr(asked, kind)
         if ceiling is None:
             continue
-        name, limit = f"gaps.{kind}", Limit(most=ceiling, unit="points")
+        name, limit = f"{group}.{kind}", Limit(most=ceiling, unit="points")
         found = {attribute: _interval(at_of(table, kind)) for attribute, table in gaps.items()}
         unknown = [attribute for attribute, each in found.items() if isinstance(each, str)]
         if not found:

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,10 +21,17 @@ from federation.experiment import Experiment
 from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
 from federation.server import bounds
+from federation.server.analysis import analysis
 from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
+from models.capacity import Capacity, cutoff_within
 from models.features import layout
 from models.metrics import summarise
+
+CHOOSING: tuple[Literal["tune", "test"], ...] = (
+    "tune",
+    "test",
+)  # whose table chooses a cutoff, if it is there
 
 Orders = Mapping[str, Mapping[str, int]]
 
@@ -114,6 +123,9 @@ def build_result(
         "rounds": state.history["rounds"],
         "checkpoints": [record for record in records if record["part"] == "tune"],
         "final": final,
+        "disclosure": settings.evaluation.rule.to_dict(),
+        "tables": "per_agency" if plan.privacy.shared is None else "summed",
+        "analysis": _analysis(experiment, plan, final["round"], state),
         "scoring": scoring(experiment, plan, final["round"], state.tables),
         "reference": None,
         "files": {
@@ -146,9 +158,16 @@ def checkpoint_record(
     contract = experiment.data_contract
     known = score_tables(plan, part, measured, tables)
     settings = experiment.settings.evaluation
-    metrics = summarise(known, contract.group_margins, settings.cutoff, settings.minimum) if known else None
-    if metrics is not None:  # of a sum nobody knows what each agency's part is
-        metrics["agencies"] = {n: m for n, m in metrics["agencies"].items() if not n.startswith("+")}
+    metrics = None
+    if known:
+        metrics = summarise(
+            known,
+            contract.group_margins,
+            settings.cutoff,
+            settings.rule,
+            capacity=_capacity(settings.capacity, plan, part, measured, tables),
+            per_agency=plan.privacy.shared is None,
+        )
     return {
         "round": measured,
         "part": part,
@@ -156,6 +175,33 @@ def checkpoint_record(
         "epsilon": {name: agency_epsilon(plan, counts) for name, counts in sorted(orders.items())},
         "metrics": metrics,
     }
+
+
+def _capacity(
+    share: float | None, plan: TrainPlan, part: str, measured: int, tables: Mapping[str, np.ndarray]
+) -> Capacity | None:
+    """The cutoff for a capacity of `share`, chosen on tune people where they were counted; None: there is none."""
+    for chosen_on in CHOOSING:
+        known = score_tables(plan, chosen_on, measured, tables)
+        if share is not None and known and chosen_on in ("tune", part):
+            cutoff = cutoff_within(reduce(add, known.values()), share)
+            return None if cutoff is None else Capacity(share, cutoff, chosen_on)
+    return None
+
+
+def _analysis(
+    experiment: Experiment, plan: TrainPlan, measured: int, state: Checkpoint
+) -> dict[str, Any] | None:
+    """What the tables of the weights after round `measured` say of other thresholds."""
+    settings = experiment.settings.evaluation
+    return analysis(
+        score_tables(plan, "tune", measured, state.tables),
+        score_tables(plan, "test", measured, state.tables),
+        experiment.data_contract.group_margins,
+        settings.cutoff,
+        settings.rule,
+        per_agency=plan.privacy.shared is None,
+    )
 
 
 def busiest(plan: TrainPlan, orders: Orders, viewer: Viewer = "coordinator") -> float | None:
