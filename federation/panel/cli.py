@@ -259,6 +259,34 @@ def decide(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where it is written; default: the run's folder.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    folder: Folder = HERE,
+) -> None:
+    """Write a run's report.html again, from its result.json. One that a decision binds is never changed.
+
+    Example: fedrisk-panel report outputs/early-help-20310304 --out copies --open
+    """
+    import webbrowser
+
+    from federation.panel.files import PANEL
+    from federation.panel.rewriting import rewrite
+
+    entries = guarded(
+        lambda: _entries(folder) if (folder / PANEL).exists() else ()
+    )  # a data scientist has no panel's folder
+    written = guarded(lambda: rewrite(run, run if out is None else out, entries))
+    for path in written:
+        print(f"wrote   {path}")
+    if open_:
+        webbrowser.open(written[0].resolve().as_uri())
+
+
+@app.command()
 def met(
     decision: DecisionArgument,
     condition: Annotated[str, typer.Argument(metavar="CONDITION", help="Its id in the decision.")],
@@ -346,6 +374,37 @@ def promote(
     else:
         before = "nothing" if found.before is None else f"version {found.before}"
         print(f"promoted  {found.name} version {found.version} is the {found.alias}; before it: {before}")
+
+
+@app.command()
+def serve(
+    folder: Folder = HERE,
+    runs: Annotated[Path, typer.Option(help="The folder that has the runs' folders in it.")] = Path(
+        "outputs"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Show the panel's desk in a browser on this machine: what stands, runs and their reports, drafting a decision.
+
+    It prints an address that lets one browser in, once. No key goes through it: a draft is signed with `sign`.
+
+    Example: fedrisk-panel serve --folder panel --runs outputs
+    """
+    import contextlib
+    from importlib.util import find_spec
+
+    if not (find_spec("fastapi") and find_spec("uvicorn")):
+        stop_with(
+            "fedrisk-panel serve needs FastAPI and uvicorn: install them with pip install 'fedrisk[panel]'"
+        )
+    from federation.panel.site.server import listen, prepare
+
+    with guarded(lambda: listen(host, port)) as door:
+        address, server = guarded(lambda: prepare(folder, runs, door, now))
+        print(f"open    {address}\nonce, in one browser; Ctrl-C stops it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
 
 
 @app.command("list")

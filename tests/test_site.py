@@ -1,0 +1,534 @@
+"""The panel's site as a browser without scripts sees it: who is let in, what a form makes, what a hostile file can do."""
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sites import client, serving
+from test_panel_cli import GATES, Desk, flip, make_desk, panel, write_run
+
+from federation.panel import cli
+from federation.panel.history import read
+from federation.panel.signing import drafts
+from federation.panel.site.guard import COOKIE, LARGEST
+
+AT = datetime.now(UTC).replace(microsecond=0)
+FORM = {
+    "verdict": "approve_with_conditions",
+    "rationale": "it finds people early",
+    "dissent": "none",
+    "owner": "head of safeguarding",
+    "conditions": "training = every case worker is trained\r\n\r\ndpia=signed",
+    "rereferral": "AUC below 0.70\r\na complaint is upheld",
+    "days": "30",
+    "capacity": "20",
+    "agencies": ["northgate-police", "st-anne-health"],
+    "local_recalibration": "yes",
+    "audit": "",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return make_desk(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def desk(made: Desk, tmp_path: Path) -> Desk:
+    return Desk(shutil.copytree(made.home, tmp_path / "desk"))
+
+
+@pytest.fixture
+def address(desk: Desk) -> Iterator[str]:
+    """What `serve` prints. The runs are the folders beside the panel's."""
+    with serving(desk.folder, desk.home, lambda: AT) as found:
+        yield found
+
+
+@pytest.fixture
+def site(address: str) -> Iterator[httpx.Client]:
+    """The browser that was let in."""
+    with client(address) as found:
+        assert found.get(address).status_code == 200
+        yield found
+
+
+def words(page: str) -> str:
+    """A page's text."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def form_key(site: httpx.Client, run: str = "early-help-1") -> str:
+    page = site.get(f"/runs/{run}/decide")
+    print(words(page.text)[:900])
+    found = re.search(r'name="form_key" value="([^"]+)"', site.get(f"/runs/{run}/decide").text)
+    assert found is not None
+    return found[1]
+
+
+def send(site: httpx.Client, run: str = "early-help-1", **changes: Any) -> Any:
+    filled = FORM | {"form_key": form_key(site)} | changes
+    return site.post(f"/runs/{run}/decide", data={k: v for k, v in filled.items() if v is not None})
+
+
+def untouched(desk: Desk) -> bool:
+    return (
+        not drafts(desk.folder)[0] and len(read(desk.folder)) == 1 and not (desk.run / "gates.json").exists()
+    )
+
+
+# --- who is let in --------------------------------------------------------------------------------------------
+
+PAGES = (
+    "/",
+    "/runs/early-help-1",
+    "/runs/early-help-1/report",
+    "/runs/early-help-1/decide",
+    "/compare",
+    "/history",
+)
+
+
+def test_a_token_lets_one_browser_in_once(address: str) -> None:
+    with client(address) as first, client(address) as second:
+        assert second.get("/enter?token=another").status_code == 403
+        entered = first.get(address, follow_redirects=False)
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        assert re.fullmatch(
+            rf"{COOKIE}=[\w-]{{43}}; HttpOnly; Path=/; SameSite=strict", entered.headers["set-cookie"]
+        )
+        late = second.get(address)
+        assert late.status_code == 403
+        assert "used before" in late.text
+        assert "set-cookie" not in late.headers
+        assert first.get("/").status_code == 200
+        assert first.get(address).status_code == 200, "the browser that is in comes home"
+        assert second.get("/").status_code == 403
+
+
+def test_nothing_is_shown_to_whoever_was_not_let_in(address: str) -> None:
+    for path in (*PAGES, "/nowhere", "/drafts/12345678", "/decisions/12345678", "/history/1"):
+        for cookie in (None, "", "guess", "é"):
+            with client(address) as stranger:
+                headers = {} if cookie is None else {"cookie": f"{COOKIE}={cookie}".encode()}
+                found = stranger.get(path, headers=headers)
+                assert found.status_code == 403
+                assert "was not let in" in found.text
+                assert "Panel of the North" not in found.text
+                assert stranger.post(path, data=FORM, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "10.0.0.7:8765", ""]
+)
+def test_a_name_that_was_made_to_point_here_gets_nothing(site: httpx.Client, host: str) -> None:
+    found = site.get("/", headers={"host": host})
+    assert found.status_code == 421
+    assert "Panel of the North" not in found.text
+    for own in ("localhost:1", "[::1]:8765", "127.0.0.1"):
+        assert site.get("/", headers={"host": own}).status_code == 200
+
+
+def test_every_answer_forbids_scripts_frames_and_copies(site: httpx.Client) -> None:
+    paths = [*PAGES, "/style.css", "/nowhere", "/runs/none", "/history/99", "/enter?token=x"]
+    for path in paths:
+        headers = site.get(path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith(("default-src 'none'", "sandbox; default-src 'none'"))
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src" not in policy
+        assert headers["cache-control"] == "no-store"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
+    assert site.get("/runs/early-help-1/report").headers["content-security-policy"].startswith("sandbox;")
+
+
+def test_pages_hold_no_script_and_nothing_from_elsewhere(desk: Desk, site: httpx.Client) -> None:
+    desk.decide(*("--verdict", "reject", "--rationale", "r", "--dissent", "none", "--owner", "o"))
+    send(site)
+    (waiting,) = drafts(desk.folder)[0]
+    decision = read(desk.folder)[-1].entry.digest
+    more = (f"/drafts/{waiting[1].digest[:12]}", f"/decisions/{decision}", "/history/1", "/runs/none")
+    compared = "/compare?first=early-help-1&second=early-help-1"
+    for path in (*[path for path in PAGES if not path.endswith("report")], *more, compared):
+        page = site.get(path).text
+        assert not re.search(r"<script|<img|<iframe|<object|javascript:|style=|\son\w+=", page), path
+        assert set(re.findall(r'(?:href|src|action)="([^"/#][^"]*)"', page)) == set(), path
+        assert page.count("<h1>") == 1, path
+        ids = re.findall(r'\sid="([^"]*)"', page)
+        assert len(ids) == len(set(ids)), path
+        levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+        assert levels[0] == 1
+        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), (
+            f"{path}: a heading level is skipped"
+        )
+        for target in re.findall(r'(?:for|href)="#?([^"/]*)"', page):
+            assert not target or target in ids, f"{path}: {target}"
+        for described in re.findall(r'aria-describedby="([^"]*)"', page):
+            assert set(described.split()) <= set(ids), path
+        fields = re.findall(r'<(?:input|textarea|select)\b(?![^>]*hidden)[^>]*\sid="([^"]*)"', page)
+        assert set(fields) <= set(re.findall(r'<label for="([^"]*)"', page)), path
+        assert len(fields) == len(re.findall(r"<(?:input|textarea|select)\b(?![^>]*hidden)", page))
+
+
+# --- a form ---------------------------------------------------------------------------------------------------
+
+
+def test_a_form_makes_exactly_what_decide_makes(
+    desk: Desk, site: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = send(site)
+    assert sent.status_code == 200
+    ((path, signed),) = drafts(desk.folder)[0]
+    assert not signed.signatures
+    gates = (desk.run / "gates.json").read_bytes()
+    path.unlink()
+
+    monkeypatch.setattr(cli, "now", lambda: AT)
+    says = [
+        "--verdict",
+        "approve_with_conditions",
+        "--rationale",
+        "it finds people early",
+        "--dissent",
+        "none",
+    ]
+    says += [
+        "--owner",
+        "head of safeguarding",
+        "--expires",
+        "30",
+        "--limit-capacity",
+        "20",
+        "--local-recalibration",
+    ]
+    for option, values in {
+        "--condition": ["training=every case worker is trained", "dpia=signed"],
+        "--rereferral": ["AUC below 0.70", "a complaint is upheld"],
+        "--limit-agency": FORM["agencies"],
+    }.items():
+        says += [word for value in values for word in (option, value)]
+    desk.must("decide", desk.run, *says, *desk.key("alice"), "--yes")
+    ((_, typed),) = drafts(desk.folder)[0]
+    assert signed.statement == typed.statement
+    assert (desk.run / "gates.json").read_bytes() == gates
+
+
+def test_a_draft_is_signed_by_the_commands_that_its_page_shows(desk: Desk, site: httpx.Client) -> None:
+    page = send(site).text
+    assert "0 of 2 have signed" in words(page)
+    shown = [
+        html.unescape(each) for each in re.findall(r'<pre class="command" tabindex="0">(.*?)</pre>', page)
+    ]
+    assert len(shown) == 3
+    for line in shown[:2]:
+        _, command, digits, _, run, _, key, _, folder = line.split()
+        done = panel(
+            command,
+            digits,
+            "--run",
+            run,
+            "--key",
+            key.replace("=", f"={desk.home}/"),
+            "--folder",
+            folder,
+            "--yes",
+        )
+        assert done.code == 0, done.err
+    assert len(read(desk.folder)) == 2
+    (decision,) = [entry.entry for entry in read(desk.folder) if entry.entry.kind == "decision"]
+    assert "approved with conditions" in words(site.get("/").text)
+    after = site.get(f"/drafts/{decision.digest[:12]}")
+    assert after.url.path == f"/decisions/{decision.digest[:12]}"
+    text = words(after.text)
+    assert "Waits for training, dpia" in text
+    assert f"fedrisk-panel met {decision.digest[:12]} training --evidence TEXT --key NAME=FILE" in text
+
+
+REFUSED = [
+    ({"verdict": None}, "verdict", "verdict should be"),
+    ({"rationale": " \r\n "}, "rationale", "rationale String should have at least 1 character"),
+    ({"rationale": "x" * 20_001}, "rationale", "at most 20000 characters"),
+    ({"owner": ""}, "owner", "owner String should have at least 1 character"),
+    ({"dissent": ""}, "dissent", "dissent String should have at least 1 character"),
+    ({"conditions": ""}, "conditions", "conditions belong to approve_with_conditions"),
+    ({"conditions": "trained"}, "conditions", "must be NAME=VALUE, got 'trained'"),
+    ({"conditions": "a=b\na=c"}, "conditions", "the same name is there twice (a)"),
+    ({"conditions": "Not A Slug = x"}, "conditions", "must be small letters"),
+    ({"rereferral": "\r\n"}, "rereferral", "what brings the model back"),
+    ({"days": "91"}, "days", "must be from 1 to the 90 days of panel.toml, got 91"),
+    ({"days": "0"}, "days", "must be from 1 to the 90 days"),
+    ({"days": "-5"}, "days", "must be a whole number"),
+    ({"capacity": "many"}, "capacity", "must be a whole number"),
+    ({"capacity": "0"}, "capacity", "greater than or equal to 1"),
+    ({"agencies": ["../etc"]}, "agencies", "limits.agencies.0"),
+    ({"audit": "../../alice.key"}, "audit", "is not in"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "says"), REFUSED, ids=lambda each: str(each)[:40])
+def test_a_refusal_is_said_at_its_field_and_what_was_typed_stays(
+    desk: Desk, site: httpx.Client, changes: dict[str, Any], field: str, says: str
+) -> None:
+    done = send(site, **changes)
+    assert done.status_code == 400
+    error = re.search(rf'<p class="error" id="{field}-error">(.*?)</p>', done.text, re.DOTALL)
+    assert error is not None, words(done.text)[:600]
+    assert says in html.unescape(error[1])
+    assert re.search(rf'aria-invalid="true" aria-describedby="[^"]*{field}-error"', done.text)
+    kept = FORM | changes
+    for name in ("rationale", "dissent", "owner", "days", "capacity"):
+        assert html.escape(str(kept[name]).replace("\r\n", "\n").strip(), quote=True) in done.text
+    assert "<title>Not drafted" in done.text
+    assert untouched(desk)
+
+
+def test_a_form_of_another_session_or_site_does_nothing(desk: Desk, site: httpx.Client) -> None:
+    key = form_key(site)
+    for given in (None, "", key[:-1], [key, key], "é"):
+        assert send(site, form_key=given).status_code == 403
+    post = "/runs/early-help-1/decide"
+    data = FORM | {"form_key": key}
+    for headers in (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        assert site.post(post, data=data, headers=headers).status_code == 403
+    with serving(desk.folder, desk.home, lambda: AT) as another, client(another) as other:
+        other.get(another)
+        assert other.post(post, data=data).status_code == 403, "its form key is another"
+    assert untouched(desk)
+    own = {"origin": str(site.base_url).rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert site.post(post, data=data, headers=own).status_code == 200
+
+
+def test_what_is_no_form_is_refused_unread(desk: Desk, site: httpx.Client) -> None:
+    key, post = form_key(site), "/runs/early-help-1/decide"
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    assert site.post(post, json=FORM).status_code == 415
+    assert site.post(post, files={"rationale": b"x"}).status_code == 415
+    assert site.post(post, content=b"x" * (LARGEST + 1), headers=kind).status_code == 413
+    assert site.post(post, content=b"&".join([b"a=1"] * 400), headers=kind).status_code == 400
+    assert (
+        site.post(post, content=f"form_key={key}&rationale=%FF%FE".encode(), headers=kind).status_code == 400
+    )
+    assert site.post(post, content=b"form_key=\xff", headers=kind).status_code == 400
+    assert site.post("/", data=FORM).status_code == 404
+    assert untouched(desk)
+
+
+def test_a_model_that_failed_a_gate_can_be_rejected_and_not_approved(desk: Desk, site: httpx.Client) -> None:
+    write_run(desk.home / "b", desk.register("strict", gates=GATES | {"auc": 0.99}))
+    assert "It cannot be approved as it is" in words(site.get("/runs/b/decide").text)
+    done = send(site, "b", verdict="approve", conditions="")
+    assert done.status_code == 400
+    assert "a model that failed a gate cannot be approved" in words(done.text)
+    assert not drafts(desk.folder)[0]
+    assert send(site, "b", verdict="reject", conditions="", days="").status_code == 200
+    assert drafts(desk.folder)[0][0][0].name.startswith("decision-")
+
+
+def test_a_draft_leaves_gates_that_a_decision_binds_as_they_are(desk: Desk, site: httpx.Client) -> None:
+    audit = desk.run / "audit.json"
+    audit.write_text(json.dumps({"schema": 1, "ok": True, "attacks": []}))
+    reject = ("--verdict", "reject", "--rationale", "r", "--dissent", "none", "--owner", "o")
+    desk.must("decide", desk.run, *reject, "--audit", audit, *desk.both)
+    before = (desk.run / "gates.json").read_bytes()
+    done = send(site, verdict="reject", conditions="", days="")
+    assert done.status_code == 400
+    assert "this draft would change it" in words(done.text)
+    assert (desk.run / "gates.json").read_bytes() == before
+    assert send(site, verdict="reject", conditions="", days="", audit="audit.json").status_code == 200
+    assert (desk.run / "gates.json").read_bytes() == before
+
+
+def test_an_unregistered_run_has_no_form(desk: Desk, site: httpx.Client) -> None:
+    write_run(desk.home / "research", None)
+    assert "/runs/research/decide" not in site.get("/runs/research").text
+    for done in (site.get("/runs/research/decide"), send(site, "research")):
+        assert done.status_code >= 400
+        assert "without a registration: it is for research only" in words(done.text)
+
+
+# --- files that are hostile or damaged --------------------------------------------------------------------------
+
+PROBE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+
+
+def hostile(value: Any) -> Any:
+    """Every text, the names of things included, is an attack."""
+    if isinstance(value, dict):
+        return {PROBE if key in ("sex", "age band") else key: hostile(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [hostile(entry) for entry in value]
+    return PROBE if isinstance(value, str) else value
+
+
+def test_a_hostile_result_is_inert(desk: Desk, site: httpx.Client) -> None:
+    result = json.loads((desk.run / "result.json").read_text())
+    kept = {name: result[name] for name in ("registration", "final")}
+    for name in (f"{PROBE[:20].replace('/', '')}", "b"):
+        run = write_run(desk.home / name, None)
+        changed = hostile({k: v for k, v in result.items() if k not in kept})
+        changed["agencies"] = {PROBE: next(iter(result["agencies"].values()))}
+        (run / "result.json").write_text(json.dumps(changed | {"final": hostile(result["final"])}))
+    for path in (
+        "/",
+        "/runs/b",
+        "/compare?first=early-help-1&second=b",
+        "/compare?first=b&second=%3Cscript%3E",
+    ):
+        page = site.get(path).text
+        assert not re.search(r"<script|<img|\{\{|[^;]49[^;]*alert", page.replace(html.escape(PROBE), "")), (
+            path
+        )
+        assert html.escape("<script>") in page, path
+
+
+def test_a_hostile_report_can_do_nothing_from_its_sandbox(desk: Desk, site: httpx.Client) -> None:
+    (desk.run / "report.html").write_text(f"<h1>{PROBE}</h1><form action='http://evil.example'>")
+    found = site.get("/runs/early-help-1/report")
+    assert found.content == (desk.run / "report.html").read_bytes(), "what a decision binds is what is read"
+    policy = dict(
+        each.strip().partition(" ")[::2] for each in found.headers["content-security-policy"].split(";")
+    )
+    assert policy == {
+        "sandbox": "",
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "base-uri": "'none'",
+    }
+    assert "report.html is not the report of result.json" in words(site.get("/runs/early-help-1").text)
+
+
+def test_only_folders_directly_under_the_runs_are_runs(
+    desk: Desk, site: httpx.Client, tmp_path_factory: Any
+) -> None:
+    outside = write_run(tmp_path_factory.mktemp("outside") / "secret-run", None)
+    (desk.home / "link").symlink_to(outside, target_is_directory=True)
+    write_run(desk.home / "group" / "inner", None)
+    up = f"..%2F{outside.parent.name}%2Fsecret-run"
+    names = [
+        "link",
+        "group",
+        "group%2Finner",
+        up,
+        "..",
+        "%2e%2e",
+        "%2e%2e%2f%2e%2e",
+        "panel",
+        "none",
+        "%00",
+        "a%0Ab",
+        ".",
+    ]
+    for name in names:
+        for page in ("", "/report", "/decide"):
+            found = site.get(f"/runs/{name}{page}", follow_redirects=False)
+            assert found.status_code in (404, 307), (name, page)
+            assert "demo" not in found.text
+    assert site.get(f"/compare?first=early-help-1&second={up}").status_code == 404
+    listed = re.findall(r'href="/runs/([^"/]+)"', site.get("/").text)
+    assert listed == ["early-help-1"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "null", '{"a": NaN}', '{"agencies": 3, "privacy": []}', "[" * 10**5]
+)
+def test_a_damaged_result_is_a_sentence(desk: Desk, site: httpx.Client, content: str) -> None:
+    (desk.run / "result.json").write_text(content)
+    write_run(desk.home / "whole", None)
+    home = site.get("/")
+    assert home.status_code == 200
+    assert "for research: not registered" in words(home.text), "the other run is listed all the same"
+    for path in (
+        "/runs/early-help-1",
+        "/runs/early-help-1/decide",
+        "/compare?first=whole&second=early-help-1",
+    ):
+        found = site.get(path)
+        assert found.status_code in (200, 409), path
+        assert "Traceback" not in found.text
+    assert site.get("/runs/early-help-1/decide").status_code == 409
+
+
+def test_a_damaged_history_is_a_sentence_and_nothing_is_built_on_it(desk: Desk, site: httpx.Client) -> None:
+    desk.approved()
+    assert "in force" in words(site.get("/").text)
+    flip(desk.folder / "history.jsonl")
+    home = site.get("/")
+    assert home.status_code == 200
+    assert "is not as it was written" in words(home.text)
+    assert "in force" not in words(home.text).replace("Files in", "")
+    for path in (
+        "/history",
+        "/history/1",
+        "/runs/early-help-1",
+        "/runs/early-help-1/decide",
+        "/drafts/12345678",
+    ):
+        found = site.get(path)
+        assert found.status_code in (404, 409)
+        assert "is not as it was written" in words(found.text), path
+
+
+def test_what_verify_finds_stands_at_home(desk: Desk, site: httpx.Client) -> None:
+    desk.approved()
+    assert "each run that was decided on is what was decided on" in words(site.get("/").text)
+    flip(desk.run / "report.html")
+    said = words(site.get("/").text)
+    assert "report.html is not what decision" in said
+    assert "each run that was decided on is what was decided on" not in said
+    (desk.folder / "panel.toml").write_text("name = [")
+    assert site.get("/").status_code == 409
+    assert "panel.toml is not TOML" in words(site.get("/").text)
+
+
+def test_an_error_that_nobody_foresaw_is_not_told(
+    site: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr("federation.panel.site.pages.home", broken)
+    found = site.get("/")
+    assert found.status_code == 500
+    assert "secret" not in found.text
+    assert "Traceback" not in found.text
+    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "a secret path" in caplog.text
+
+
+def test_pages_are_read_afresh(desk: Desk, site: httpx.Client) -> None:
+    assert "The panel has decided nothing yet" in words(site.get("/").text)
+    decision = desk.approved()
+    assert "in force" in words(site.get("/").text)
+    desk.must("suspend", decision, "--reason", "drift", *desk.key("alice"), "--yes")
+    page = words(site.get(f"/decisions/{decision}").text)
+    assert "Suspended" in page
+    assert "drift" in page
+    assert "fedrisk-panel status" not in page, "no word brings it back"
+    assert "fedrisk-panel deliver" in page
+    assert "decision: the panel approved it" not in words(site.get("/history").text)
+    assert len(re.findall(r'href="/history/\d+"', site.get("/history").text)) == 4
+
+
+def test_how_long_a_thing_stands_is_by_the_clock_that_was_given(desk: Desk) -> None:
+    desk.approved()
+    for days, says in [(0, "in force"), (8, "its status has ended"), (91, "expired")]:
+        at = AT + timedelta(days=days, minutes=1)
+        with serving(desk.folder, desk.home, lambda at=at: at) as address, client(address) as site:
+            assert f"approved {says}" in words(site.get(address).text)
