@@ -6,6 +6,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from http.client import HTTPConnection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +68,16 @@ def words(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
-def form_key(site: httpx.Client, run: str = "early-help-1") -> str:
-    page = site.get(f"/runs/{run}/decide")
-    print(words(page.text)[:900])
-    found = re.search(r'name="form_key" value="([^"]+)"', site.get(f"/runs/{run}/decide").text)
+def form_key(site: httpx.Client) -> str:
+    found = re.search(r'name="form_key" value="([^"]+)"', site.get("/runs/early-help-1/decide").text)
     assert found is not None
     return found[1]
 
 
 def send(site: httpx.Client, run: str = "early-help-1", **changes: Any) -> Any:
-    filled = FORM | {"form_key": form_key(site)} | changes
+    filled = FORM | changes
+    if "form_key" not in filled:
+        filled["form_key"] = form_key(site)
     return site.post(f"/runs/{run}/decide", data={k: v for k, v in filled.items() if v is not None})
 
 
@@ -114,9 +117,9 @@ def test_a_token_lets_one_browser_in_once(address: str) -> None:
 
 
 def test_nothing_is_shown_to_whoever_was_not_let_in(address: str) -> None:
-    for path in (*PAGES, "/nowhere", "/drafts/12345678", "/decisions/12345678", "/history/1"):
-        for cookie in (None, "", "guess", "é"):
-            with client(address) as stranger:
+    with client(address) as stranger:
+        for path in (*PAGES, "/nowhere", "/drafts/12345678", "/decisions/12345678", "/history/1"):
+            for cookie in (None, "", "guess", "é"):
                 headers = {} if cookie is None else {"cookie": f"{COOKIE}={cookie}".encode()}
                 found = stranger.get(path, headers=headers)
                 assert found.status_code == 403
@@ -125,13 +128,17 @@ def test_nothing_is_shown_to_whoever_was_not_let_in(address: str) -> None:
                 assert stranger.post(path, data=FORM, headers=headers).status_code == 403
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "10.0.0.7:8765", ""]
-)
-def test_a_name_that_was_made_to_point_here_gets_nothing(site: httpx.Client, host: str) -> None:
-    found = site.get("/", headers={"host": host})
-    assert found.status_code == 421
-    assert "Panel of the North" not in found.text
+def test_a_name_that_was_made_to_point_here_gets_nothing(site: httpx.Client) -> None:
+    for host in (
+        "evil.example",
+        "evil.example:8765",
+        "127.0.0.1.evil.example",
+        "10.0.0.7:8765",
+        "",
+    ):
+        found = site.get("/", headers={"host": host})
+        assert found.status_code == 421
+        assert "Panel of the North" not in found.text
     for own in ("localhost:1", "[::1]:8765", "127.0.0.1"):
         assert site.get("/", headers={"host": own}).status_code == 200
 
@@ -167,9 +174,7 @@ def test_pages_hold_no_script_and_nothing_from_elsewhere(desk: Desk, site: httpx
         assert len(ids) == len(set(ids)), path
         levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
         assert levels[0] == 1
-        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), (
-            f"{path}: a heading level is skipped"
-        )
+        assert all(b - a <= 1 for a, b in pairwise(levels)), f"{path}: a heading level is skipped"
         for target in re.findall(r'(?:for|href)="#?([^"/]*)"', page):
             assert not target or target in ids, f"{path}: {target}"
         for described in re.findall(r'aria-describedby="([^"]*)"', page):
@@ -274,21 +279,20 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "field", "says"), REFUSED, ids=lambda each: str(each)[:40])
-def test_a_refusal_is_said_at_its_field_and_what_was_typed_stays(
-    desk: Desk, site: httpx.Client, changes: dict[str, Any], field: str, says: str
-) -> None:
-    done = send(site, **changes)
-    assert done.status_code == 400
-    error = re.search(rf'<p class="error" id="{field}-error">(.*?)</p>', done.text, re.DOTALL)
-    assert error is not None, words(done.text)[:600]
-    assert says in html.unescape(error[1])
-    assert re.search(rf'aria-invalid="true" aria-describedby="[^"]*{field}-error"', done.text)
-    kept = FORM | changes
-    for name in ("rationale", "dissent", "owner", "days", "capacity"):
-        assert html.escape(str(kept[name]).replace("\r\n", "\n").strip(), quote=True) in done.text
-    assert "<title>Not drafted" in done.text
-    assert untouched(desk)
+def test_a_refusal_is_said_at_its_field_and_what_was_typed_stays(desk: Desk, site: httpx.Client) -> None:
+    key = form_key(site)
+    for changes, field, says in REFUSED:
+        done = send(site, form_key=key, **changes)
+        assert done.status_code == 400
+        error = re.search(rf'<p class="error" id="{field}-error">(.*?)</p>', done.text, re.DOTALL)
+        assert error is not None, words(done.text)[:600]
+        assert says in html.unescape(error[1])
+        assert re.search(rf'aria-invalid="true" aria-describedby="[^"]*{field}-error"', done.text)
+        kept = FORM | changes
+        for name in ("rationale", "dissent", "owner", "days", "capacity"):
+            assert html.escape(str(kept[name]).replace("\r\n", "\n").strip(), quote=True) in done.text
+        assert "<title>Not drafted" in done.text
+        assert untouched(desk)
 
 
 def test_a_form_of_another_session_or_site_does_nothing(desk: Desk, site: httpx.Client) -> None:
@@ -309,6 +313,10 @@ def test_a_form_of_another_session_or_site_does_nothing(desk: Desk, site: httpx.
         other.get(another)
         assert other.post(post, data=data).status_code == 403, "its form key is another"
     assert untouched(desk)
+    hidden = {"origin": "null", "sec-fetch-site": "same-origin"}  # as browsers say it under no-referrer
+    assert site.post(post, data=data, headers=hidden).status_code == 200
+    for path, _ in drafts(desk.folder)[0]:
+        path.unlink()
     own = {"origin": str(site.base_url).rstrip("/"), "sec-fetch-site": "same-origin"}
     assert site.post(post, data=data, headers=own).status_code == 200
 
@@ -363,7 +371,33 @@ def test_an_unregistered_run_has_no_form(desk: Desk, site: httpx.Client) -> None
 
 # --- files that are hostile or damaged --------------------------------------------------------------------------
 
+ORDINARY = (
+    "a b body br button caption code dd div dl dt fieldset footer form h1 h2 h3 head header html input label legend li "
+    "link main meta nav ol option p pre select span strong table tbody td textarea th thead title tr ul"
+)
+HARMLESS = (
+    "action aria-current aria-describedby aria-invalid aria-label autocomplete autofocus charset checked class colspan "
+    "content for href id inputmode lang method name rel role rows scope selected tabindex type value"
+)
 PROBE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+
+
+class Tags(HTMLParser):
+    """Which tags and attributes a browser would see, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
 
 def hostile(value: Any) -> Any:
@@ -389,11 +423,12 @@ def test_a_hostile_result_is_inert(desk: Desk, site: httpx.Client) -> None:
         "/compare?first=early-help-1&second=b",
         "/compare?first=b&second=%3Cscript%3E",
     ):
-        page = site.get(path).text
-        assert not re.search(r"<script|<img|\{\{|[^;]49[^;]*alert", page.replace(html.escape(PROBE), "")), (
-            path
-        )
-        assert html.escape("<script>") in page, path
+        page = Tags(site.get(path).text)
+        assert page.tags <= set(ORDINARY.split()), path
+        assert page.attributes <= set(HARMLESS.split()), path
+        if not path.endswith("script%3E"):
+            assert "<script>alert(1)</script>" in page.text, path
+            assert "{{ 7 * 7 }}" in page.text, path
 
 
 def test_a_hostile_report_can_do_nothing_from_its_sandbox(desk: Desk, site: httpx.Client) -> None:
@@ -435,11 +470,15 @@ def test_only_folders_directly_under_the_runs_are_runs(
         "a%0Ab",
         ".",
     ]
+    where = str(site.base_url).rstrip("/").removeprefix("http://")
     for name in names:
-        for page in ("", "/report", "/decide"):
-            found = site.get(f"/runs/{name}{page}", follow_redirects=False)
-            assert found.status_code in (404, 307), (name, page)
-            assert "demo" not in found.text
+        for page in ("", "/report", "/decide"):  # as it is written: httpx would take the dots away
+            line = HTTPConnection(where, timeout=20)
+            line.request("GET", f"/runs/{name}{page}", headers={"Cookie": f"{COOKIE}={site.cookies[COOKIE]}"})
+            found = line.getresponse()
+            assert found.status == 404, (name, page)
+            assert b"early-help" not in found.read()
+            line.close()
     assert site.get(f"/compare?first=early-help-1&second={up}").status_code == 404
     listed = re.findall(r'href="/runs/([^"/]+)"', site.get("/").text)
     assert listed == ["early-help-1"]
