@@ -1,9 +1,15 @@
 """The panel's site as a browser without scripts sees it: who is let in, what a form makes, what a hostile file can do."""
 
+import copy
 import html
+import itertools
 import json
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -13,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from fake_result import SECRET, fake_result
+from hypothesis import given
+from hypothesis import strategies as st
 from sites import client, serving
-from test_panel_cli import GATES, Desk, flip, make_desk, panel, write_run
+from test_panel_cli import GATES, SAYS, Desk, flip, make_desk, panel, write_run
+from test_report import contrast, leaked
 
 from federation.panel import cli
+from federation.panel.charts import Mark
 from federation.panel.history import read
 from federation.panel.signing import drafts
+from federation.panel.site.comparing import MORE, NOISE, compare, difference, verdict
 from federation.panel.site.guard import COOKIE, LARGEST
 
 AT = datetime.now(UTC).replace(microsecond=0)
@@ -259,11 +272,12 @@ def test_a_draft_is_signed_by_the_commands_that_its_page_shows(desk: Desk, site:
 
 
 REFUSED = [
-    ({"verdict": None}, "verdict", "verdict should be"),
-    ({"rationale": " \r\n "}, "rationale", "rationale String should have at least 1 character"),
+    ({"verdict": None}, "verdict", "verdict must be chosen"),
+    ({"verdict": "maybe"}, "verdict", "verdict should be"),
+    ({"rationale": " \r\n "}, "rationale", "rationale must not be empty"),
     ({"rationale": "x" * 20_001}, "rationale", "at most 20000 characters"),
-    ({"owner": ""}, "owner", "owner String should have at least 1 character"),
-    ({"dissent": ""}, "dissent", "dissent String should have at least 1 character"),
+    ({"owner": ""}, "owner", "owner must not be empty"),
+    ({"dissent": ""}, "dissent", "dissent must not be empty"),
     ({"conditions": ""}, "conditions", "conditions belong to approve_with_conditions"),
     ({"conditions": "trained"}, "conditions", "must be NAME=VALUE, got 'trained'"),
     ({"conditions": "a=b\na=c"}, "conditions", "the same name is there twice (a)"),
@@ -297,8 +311,8 @@ def test_a_refusal_is_said_at_its_field_and_what_was_typed_stays(desk: Desk, sit
 
 def test_a_form_of_another_session_or_site_does_nothing(desk: Desk, site: httpx.Client) -> None:
     key = form_key(site)
-    for given in (None, "", key[:-1], [key, key], "é"):
-        assert send(site, form_key=given).status_code == 403
+    for other_key in (None, "", key[:-1], [key, key], "é"):
+        assert send(site, form_key=other_key).status_code == 403
     post = "/runs/early-help-1/decide"
     data = FORM | {"form_key": key}
     for headers in (
@@ -571,3 +585,191 @@ def test_how_long_a_thing_stands_is_by_the_clock_that_was_given(desk: Desk) -> N
         at = AT + timedelta(days=days, minutes=1)
         with serving(desk.folder, desk.home, lambda at=at: at) as address, client(address) as site:
             assert f"approved {says}" in words(site.get(address).text)
+
+
+# --- two runs side by side ------------------------------------------------------------------------------------
+
+
+ENDS = st.tuples(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
+
+
+@given(ENDS, ENDS)
+def test_a_difference_turned_round_is_its_negative_and_none_is_noise(one: Any, other: Any) -> None:
+    first, second = (Mark(value, value - below, value + above) for value, below, above in (one, other))
+    there, back = difference(first, second), difference(second, first)
+    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))  # type: ignore[operator]
+    assert verdict(first, second) == verdict(second, first)
+    assert verdict(first, first) == NOISE
+    assert "cannot be said" in verdict(first, None)
+    assert "cannot be said" in verdict(Mark(0.1), second)
+    widths = [mark.high - mark.low for mark in (first, second, there)]  # type: ignore[operator]
+    assert max(widths[:2]) - 1e-9 <= widths[2] <= sum(widths[:2]) + 1e-9
+
+
+def test_the_interval_of_a_difference_covers_it() -> None:
+    """Of two shares with Wilson's intervals, which are not symmetric: 95% of the time, in 4,000 draws each."""
+    rng, z = np.random.default_rng(5), 1.959964
+    for n, p, m, q in ((60, 0.05, 80, 0.2), (400, 0.5, 300, 0.55), (50, 0.9, 50, 0.9)):
+        inside = 0
+        for a, b in zip(rng.binomial(n, p, 4000), rng.binomial(m, q, 4000), strict=True):
+            marks = []
+            for hits, size in ((a, n), (b, m)):
+                share, weight = hits / size, z * z / size
+                middle = (share + weight / 2) / (1 + weight)
+                half = z / (1 + weight) * np.sqrt(share * (1 - share) / size + weight / (4 * size))
+                marks.append(Mark(share, middle - half, middle + half))
+            found = difference(*marks)
+            inside += found.low <= q - p <= found.high  # type: ignore[operator]
+        assert inside / 4000 > 0.94
+
+
+def test_two_runs_differ_in_what_was_set_otherwise_and_in_nothing_else() -> None:
+    result = fake_result()
+    assert compare(result, result)["settings"] == []
+    assert {row[-1] for row in compare(result, result)["measures"]} == {NOISE}
+    other = result | {"seed": 8, "strategy": result["strategy"] | {"momentum": 0.5}}
+    other["privacy"] = result["privacy"] | {"epsilon_busiest": 9.0, "noise_multiplier": 1.0}
+    found = compare(result, other)
+    assert {(name, one, two) for name, one, two in found["settings"]} == {
+        ("seed", "7", "8"),
+        ("strategy.momentum", "0.9", "0.5"),
+        ("privacy.noise_multiplier", "1.9", "1.0"),
+    }
+    assert found["costs"][0] == (
+        "the agency that gave most",
+        ["3.00 (95.3 in 100)", "9.00 (more than 99.9 in 100)"],
+    )
+    worse = copy.deepcopy(result)
+    auc = worse["final"]["metrics"]["overall"]["auc"]
+    auc |= {name: auc[name] - 0.2 for name in ("value", "low", "high")}
+    (row,) = [row for row in compare(result, worse)["measures"] if row[-1] == MORE]
+    assert row[0] == "Ranking (AUC)"
+    assert row[4].text == "-0.200"
+    assert compare(result, fake_result() | {"purpose": "another"})["cautions"] == [
+        "The two runs have different purposes."
+    ]
+
+
+def test_what_may_not_be_shown_is_not_shown_beside_another(desk: Desk, site: httpx.Client) -> None:
+    result = json.loads((desk.run / "result.json").read_text())
+    for estimate in result["final"]["metrics"]["overall"].values():
+        estimate |= {"value": SECRET[0], "low": SECRET[1], "high": SECRET[2], "publishable": False}
+    write_run(desk.home / "b", None, final=result["final"])
+    page = site.get("/compare?first=early-help-1&second=b").text
+    assert leaked(page) == []
+    assert "cannot be said: one of them is not shown" in page
+    assert leaked(site.get("/runs/b").text) == []
+
+
+def test_the_site_looks_like_the_report_and_has_its_contrast() -> None:
+    room = Path(cli.__file__).parent
+    style, report = (
+        (room / "site" / "style.css").read_text(),
+        (room / "templates" / "report.html.j2").read_text(),
+    )
+    colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", style))
+    assert colours.items() <= dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", report)).items()
+    for family in re.findall(r"(?:font|font-family): ([^;]*serif);", style):
+        assert family in report
+    written = set(re.findall(r"(?<![-a-z])color: var\(--([a-z]+)\)", style))
+    grounds = set(re.findall(r"background: var\(--([a-z]+)\)", style))
+    assert (written, grounds) == (
+        {"ink", "soft", "accent", "alarm", "paper"},
+        {"paper", "card", "note", "warn", "accent"},
+    )
+    for text, ground in itertools.product(written - {"paper"}, grounds - {"accent"}):
+        assert contrast(colours[text], colours[ground]) >= 4.5, f"{text} on {ground}"
+    assert contrast(colours["paper"], colours["accent"]) >= 4.5
+    assert all(contrast(colours[line], colours["paper"]) >= 3 for line in ("soft", "mid", "accent", "alarm"))
+    assert not re.findall(r"(?:color|fill|stroke|background): ?#|url\(|@import", style)
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+
+def test_serve_prints_an_address_and_stops_when_it_is_told_to(desk: Desk) -> None:
+    command = [sys.executable, "-m", "federation.panel.cli", "serve", "--port", "0"]
+    command += ["--folder", str(desk.folder), "--runs", str(desk.home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            word, address = server.stdout.readline().split()
+            assert word == "open"
+            assert "Ctrl-C stops it" in server.stdout.readline()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/enter\?token=[\w-]{43}", address)
+            with client(address) as site:
+                assert "Panel of the North" in site.get(address).text
+                assert site.get("/history").status_code == 200
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, err = server.communicate(timeout=30)
+    assert server.returncode == 0, err
+    assert err == "", "no log has the address in it"
+
+
+def test_serve_says_what_is_wrong(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for words_, says in [
+            (("--host", "192.0.2.1"), "--host must be 127.0.0.1, localhost or ::1"),
+            (("--host", "panel.example.org"), "ssh -L 8765:127.0.0.1:8765"),
+            (("--port", str(taken.getsockname()[1])), "cannot be had"),
+            (("--port", "0", "--runs", str(desk.home / "none")), "is no folder"),
+        ]:
+            done = desk.does("serve", *words_)
+            assert done.code == 1
+            assert says in done.err
+    done = panel("serve", "--port", "0", "--folder", desk.home, "--runs", desk.home)
+    assert "fedrisk-panel init" in done.err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = desk.does("serve")
+    assert done.code == 1
+    assert "pip install 'fedrisk[panel]'" in done.err
+
+
+def test_report_writes_a_runs_report_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    report = desk.run / "report.html"
+    before = report.read_bytes()
+    report.unlink()
+    done = desk.must("report", desk.run, "--open")
+    assert done.out == f"wrote   {report}\n"
+    assert report.read_bytes() == before
+    assert opened == [report.as_uri()]
+    desk.must("report", desk.run, "--out", desk.home / "copies" / "new")
+    assert (desk.home / "copies" / "new" / "report.html").read_bytes() == before
+    flip(report)
+    assert panel("report", desk.run, "--folder", desk.home / "no-panel").code == 0, (
+        "a data scientist has none"
+    )
+    assert report.read_bytes() == before
+    (desk.run / "result.json").write_text('{"agencies": 3}')
+    for place in (desk.run, desk.home):
+        done = desk.does("report", place, "--out", desk.home / "more")
+        assert done.code == 1
+        assert "result.json" in done.err
+    assert not (desk.home / "more").exists()
+
+
+def test_a_report_that_a_decision_binds_is_not_changed(desk: Desk) -> None:
+    desk.must("decide", desk.run, "--verdict", "reject", *SAYS, *desk.key("alice"), "--yes")
+    report = desk.run / "report.html"
+    desk.must("report", desk.run)  # the same again
+    flip(report)
+    kept = report.read_bytes()
+    for folder in (
+        desk.folder,
+        desk.home / "no-panel",
+    ):  # a draft binds it too, and so it does where nobody's history is
+        done = panel("report", desk.run, "--folder", folder)
+        assert done.code == 1
+        assert "stays as it is: a decision is about it byte for byte" in done.err
+    assert report.read_bytes() == kept
+    desk.must("report", desk.run, "--out", desk.home / "copy")
+    (draft,) = (desk.folder / "drafts").iterdir()
+    flip(report)
+    desk.must("sign", draft, *desk.key("bob"), "--run", desk.run, "--yes")
+    (desk.run / "gates.json").unlink()
+    flip(report)
+    assert "byte for byte" in desk.does("report", desk.run).err
