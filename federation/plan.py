@@ -377,7 +377,7 @@ def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:
             found.append(f"{key} is missing")
         elif item["type"] in ("model_type", "dataclass_type"):
             found.append(f"{key or 'this'} must be a group of settings, got {item['input']!r}")
-        elif item["type"] == "string_too_short" and not item["input"]:
+        elif item["type"] in ("string_too_short", "literal_error") and item["input"] == "":
             found.append(f"{key} must not be empty")
         elif item["type"] == "string_pattern_mismatch":
             rule = _PATTERNS.get(item["ctx"]["pattern"], f"must be as {item['ctx']['pattern']}")

@@ -272,7 +272,7 @@ def test_a_draft_is_signed_by_the_commands_that_its_page_shows(desk: Desk, site:
 
 
 REFUSED = [
-    ({"verdict": None}, "verdict", "verdict must be chosen"),
+    ({"verdict": None}, "verdict", "verdict must not be empty"),
     ({"verdict": "maybe"}, "verdict", "verdict should be"),
     ({"rationale": " \r\n "}, "rationale", "rationale must not be empty"),
     ({"rationale": "x" * 20_001}, "rationale", "at most 20000 characters"),

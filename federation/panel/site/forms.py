@@ -50,9 +50,7 @@ class Typed:
     audit: str = ""
 
     def wanted(self) -> Wanted:
-        """The same as `fedrisk-panel decide` is told it; `PanelError` where the verdict, a number or a condition is none."""
-        if not self.verdict:
-            raise PanelError("verdict must be chosen")
+        """The same as `fedrisk-panel decide` is told it; `PanelError` where a number or a condition is none."""
         named = [tuple(part.strip() for part in line.partition("=")) for line in _lines(self.conditions)]
         return Wanted(
             verdict=self.verdict,
