@@ -263,7 +263,10 @@ def test_a_draft_is_signed_by_the_commands_that_its_page_shows(desk: Desk, site:
         assert done.code == 0, done.err
     assert len(read(desk.folder)) == 2
     (decision,) = [entry.entry for entry in read(desk.folder) if entry.entry.kind == "decision"]
-    assert "approved with conditions" in words(site.get("/").text)
+    home = words(site.get("/").text)
+    assert "approved with conditions" in home
+    assert "sign that the condition training is met, once it is: every case worker is trained" in home
+    assert "sign that it is in force: without that no agency uses it" in home
     after = site.get(f"/drafts/{decision.digest[:12]}")
     assert after.url.path == f"/decisions/{decision.digest[:12]}"
     text = words(after.text)
@@ -581,10 +584,19 @@ def test_pages_are_read_afresh(desk: Desk, site: httpx.Client) -> None:
 
 def test_how_long_a_thing_stands_is_by_the_clock_that_was_given(desk: Desk) -> None:
     desk.approved()
-    for days, says in [(0, "in force"), (8, "its status has ended"), (91, "expired")]:
-        at = AT + timedelta(days=days, minutes=1)
-        with serving(desk.folder, desk.home, lambda at=at: at) as address, client(address) as site:
-            assert f"approved {says}" in words(site.get(address).text)
+    at = AT
+    with serving(desk.folder, desk.home, lambda: at) as address, client(address) as site:
+        site.get(address)
+        for days, stands, waits in [
+            (1, "in force", "What waits for signatures Nothing."),
+            (6, "in force", "sign again that it is in force: the last word ends on"),
+            (8, "its status has ended", "sign again that it is in force: the last word ended on"),
+            (91, "expired", "What waits for signatures Nothing."),
+        ]:
+            at = AT + timedelta(days=days)
+            page = words(site.get("/").text)
+            assert f"approved {stands}" in page
+            assert waits in page
 
 
 # --- two runs side by side ------------------------------------------------------------------------------------

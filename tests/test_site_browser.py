@@ -28,15 +28,32 @@ AT = datetime(2031, 3, 4, 10, 0, tzinfo=UTC)
 WIDE, NARROW = {"width": 1000, "height": 720}, {"width": 320, "height": 640}
 
 
+def find_browser() -> str:
+    """A browser of the system. Where there is none the test is skipped, or fails with FEDRISK_REQUIRE_SERVERS=1."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and os.environ.get("FEDRISK_REQUIRE_SERVERS") == "1":
+        pytest.fail(MISSING, pytrace=False)
+    return found or pytest.skip(MISSING)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        (pytest.fail if os.environ.get("FEDRISK_REQUIRE_SERVERS") == "1" else pytest.skip)(MISSING)
+    found = find_browser()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+def test_a_browser_that_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("FEDRISK_REQUIRE_SERVERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        find_browser()
+    monkeypatch.setenv("FEDRISK_REQUIRE_SERVERS", "1")
+    with pytest.raises(pytest.fail.Exception) as failed:
+        find_browser()
+    assert str(failed.value) == MISSING
 
 
 class Clock:

@@ -18,6 +18,10 @@ from federation.panel.site.guard import COOKIE, SANDBOX, Session, guard, read_fo
 from federation.panel.site.pages import Desk, NotThere
 
 ROOM = Path(__file__).resolve().parent
+TOO_LATE = (
+    "this address was used before, or is not the one that fedrisk-panel serve printed: stop the site and start it again; "
+    "if it was not you who used it, find out who did"
+)
 
 
 def make_app(
@@ -61,7 +65,6 @@ def make_app(
 
     @app.exception_handler(404)
     @app.exception_handler(405)
-    @app.exception_handler(422)
     def nowhere(_: Request, __: Exception) -> Response:
         return refuse(404, ["there is no such page"])
 
@@ -72,12 +75,11 @@ def make_app(
     @app.get("/enter")
     def enter(request: Request, token: str = "") -> Response:
         cookie = session.enter(token)
+        if cookie is None and not session.knows(request.cookies.get(COOKIE)):
+            return refuse(403, [TOO_LATE])
         response = RedirectResponse("/", 303)
         if cookie is not None:
             response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", path="/")
-        elif not session.knows(request.cookies.get(COOKIE)):
-            return refuse(403, ["this address was used before, or is not the one that fedrisk-panel serve printed: "
-                                "stop the site and start it again; if it was not you who used it, find out who did"])  # fmt: skip
         return response
 
     @app.get("/")

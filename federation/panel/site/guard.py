@@ -93,10 +93,8 @@ def _why_not(request: Request, session: Session) -> tuple[int, list[str]] | None
     if request.method in ("GET", "HEAD"):
         return None
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    ours = {None, f"http://{host}"} | (
-        {"null"} if site else set()
-    )  # with no-referrer a browser hides its origin
-    if site not in (None, "same-origin") or origin not in ours:
+    hidden = {"null"} if site else set()  # what a browser says under no-referrer
+    if site not in (None, "same-origin") or origin not in {None, f"http://{host}"} | hidden:
         return 403, ["a form of another site was sent here: nothing was done"]
     return None
 

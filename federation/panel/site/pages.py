@@ -3,11 +3,11 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from federation.decision import APPROVALS, Decision, Panel, Registration, Signed
+from federation.decision import APPROVALS, Decision, Panel, Registration, Signed, Status
 from federation.panel.binding import false_run, is_about, missing, sound_history
 from federation.panel.decisions import Decided, all_decided, day, find_decision, quorum_of
 from federation.panel.delivery import verified
@@ -22,6 +22,7 @@ from federation.panel.site.comparing import compare
 from federation.panel.words import VERDICTS, in_a_line, lines_of, state_of
 from federation.server.gates import at_of
 
+SOON = timedelta(days=2)  # before the weekly word ends
 ROLES = {
     "registration": "Registration",
     "decision": "Decision",
@@ -110,9 +111,32 @@ def home(desk: Desk) -> dict[str, Any]:
             if not each.newer
         ],
         "waiting": [(signed, _title(signed), *_signed(signed, panel)) for _, signed in waiting],
+        "due": [(each, sentence) for each in all_decided(entries) for sentence in _due(each, now)],
         "rows": rows,
         "runs": desk.runs,
     }
+
+
+def _due(decided: Decided, now: datetime) -> list[str]:
+    """What the panel has to sign, so that an approval stands and goes on standing."""
+    decision, ends = decided.decision, decided.decision.expires
+    if (
+        not decision.approves
+        or decided.newer
+        or decided.suspension is not None
+        or ends is None
+        or now >= ends
+    ):
+        return []
+    found = [f"sign that the condition {each.id} is met, once it is: {each.text}" for each in decided.open]
+    said = None if decided.status is None else decided.status.read(Status).expires
+    if said is None:
+        return [*found, "sign that it is in force: without that no agency uses it"]
+    if said < ends and now + SOON >= said:
+        found.append(
+            f"sign again that it is in force: the last word {'ended' if now >= said else 'ends'} on {day(said)}"
+        )
+    return found
 
 
 def _row(place: Path, entries: Sequence[Entry], panel: Panel, now: datetime) -> Row:
