@@ -466,6 +466,26 @@ def test_a_hostile_report_can_do_nothing_from_its_sandbox(desk: Desk, site: http
     assert "report.html is not the report of result.json" in words(site.get("/runs/early-help-1").text)
 
 
+def test_the_papers_of_a_run_are_shown_as_text_and_no_other_file_is(desk: Desk, site: httpx.Client) -> None:
+    (desk.run / "atrs.json").write_text(json.dumps({"tier_1": PROBE}))
+    (desk.run / "notes.txt").write_text("not for this site")
+    page = site.get("/runs/early-help-1").text
+    assert re.findall(r"papers/([a-z.-]+)", page) == ["result.json", "atrs.json"]
+    found = site.get("/runs/early-help-1/papers/atrs.json")
+    assert found.content == (desk.run / "atrs.json").read_bytes()
+    assert found.headers["content-type"].startswith("text/plain")
+    assert found.headers["content-security-policy"].startswith("sandbox;")
+    for name in (
+        "notes.txt",
+        "evidence.json",
+        "gates.json",
+        "model%2Fcard.json",
+        "..%2Falice.key",
+        "%2Fetc%2Fpasswd",
+    ):
+        assert site.get(f"/runs/early-help-1/papers/{name}").status_code == 404, name
+
+
 def test_only_folders_directly_under_the_runs_are_runs(
     desk: Desk, site: httpx.Client, tmp_path_factory: Any
 ) -> None:

@@ -90,12 +90,20 @@ def make_app(
     def run(name: str) -> Response:
         return show("run", lambda: pages.run(desk, name))
 
-    @app.get("/runs/{name}/report")
-    def report(name: str) -> Response:
+    def as_it_is(make: Callable[[], bytes], kind: str) -> Response:
+        """A file of a run, which can do nothing whatever is written in it."""
         try:
-            return HTMLResponse(pages.report(desk, name), headers={"Content-Security-Policy": SANDBOX})
+            return Response(make(), media_type=kind, headers={"Content-Security-Policy": SANDBOX})
         except REFUSALS as error:
             return refuse(404, sentences_of(error))
+
+    @app.get("/runs/{name}/report")
+    def report(name: str) -> Response:
+        return as_it_is(lambda: pages.report(desk, name), "text/html")
+
+    @app.get("/runs/{name}/papers/{file}")
+    def paper(name: str, file: str) -> Response:
+        return as_it_is(lambda: pages.paper(desk, name, file), "text/plain")
 
     def show_form(name: str, filled: Typed, errors: dict[str, list[str]]) -> Response:
         rest = {"typed": filled, "errors": errors, "form_key": session.form_key}

@@ -22,6 +22,7 @@ from federation.panel.site.comparing import compare
 from federation.panel.words import VERDICTS, in_a_line, lines_of, state_of
 from federation.server.gates import at_of
 
+PAPERS = ("result.json", "evidence.json", "model-card.json", "atrs.json")  # of a run, beside its report
 SOON = timedelta(days=2)  # before the weekly word ends
 ROLES = {
     "registration": "Registration",
@@ -242,6 +243,7 @@ def run(desk: Desk, name: str) -> dict[str, Any]:
         "missing": missing(entries, found, panel, now),
         "problems": false_run(entries, found, panel)[1] if decided else [],
         "files": [(file, found.hashes.get(field)) for field, file in FILES.items()],
+        "papers": [file for file in PAPERS if (place / file).is_file()],
         "others": [other for other in desk.places() if other != name],
     }
 
@@ -255,6 +257,14 @@ def report(desk: Desk, name: str) -> bytes:
             f"{desk.command('report', desk.runs / name)}"
         )
     return found
+
+
+def paper(desk: Desk, name: str, file: str) -> bytes:
+    """Another paper of a run, as it is."""
+    path = desk.place(name) / file
+    if file not in PAPERS or not path.is_file():
+        raise NotThere(f"the run {name!r} has no paper {file!r}")
+    return path.read_bytes()
 
 
 def form(desk: Desk, name: str) -> dict[str, Any]:
