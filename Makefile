@@ -31,9 +31,10 @@ test: $(STAMP)   ## run the tests, on two cores
 faults: $(STAMP) ## run the long tests: killed processes, cut networks, a host that reboots
 	@$(BIN)/python -m pytest $(PARALLEL) -m long
 
-servers:         ## install nginx and PostgreSQL where they are missing (Debian, as root): some tests skip without
-	@command -v nginx >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light postgresql >/dev/null; }
+servers:         ## install nginx, PostgreSQL and Chromium where they are missing (Debian, as root): some tests skip without
+	@command -v nginx >/dev/null && command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends nginx-light postgresql chromium fonts-dejavu-core >/dev/null; }
 
 lint: $(STAMP)   ## check format, style and strict types
 	@$(BIN)/ruff format --check .

@@ -397,6 +397,8 @@ def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:
             found.append(f"{key} is missing")
         elif item["type"] in ("model_type", "dataclass_type"):
             found.append(f"{key or 'this'} must be a group of settings, got {item['input']!r}")
+        elif item["type"] in ("string_too_short", "literal_error") and item["input"] == "":
+            found.append(f"{key} must not be empty")
         elif item["type"] == "string_pattern_mismatch":
             rule = _PATTERNS.get(item["ctx"]["pattern"], f"must be as {item['ctx']['pattern']}")
             found.append(f"{key} {rule}, got {item['input']!r}")

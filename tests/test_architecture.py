@@ -18,7 +18,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "federation.server": ({"models", "federation"}, AGREED | {"mlflow"}),
     "federation.panel": (
         {"models", "federation"},
-        AGREED | {"jinja2", "markupsafe", "rich", "tomli_w", "typer", "yaml"},
+        AGREED | {"fastapi", "jinja2", "markupsafe", "rich", "tomli_w", "typer", "uvicorn", "yaml"},
     ),
     "clients": (
         {"models", "federation", "clients"},
@@ -38,6 +38,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 ONLY_IN = {
+    "fastapi": {"federation/panel/site/"},
+    "uvicorn": {"federation/panel/site/"},
     "opacus": {"clients/train.py", "experiments/benchmarks/"},  # benchmarks run it as others do
     "mlflow": {"federation/server/archive/writer.py", "federation/server/registry.py"},
     "hydra": {"experiments/"},

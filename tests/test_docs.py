@@ -39,3 +39,15 @@ def test_every_row_of_a_table_of_claims_has_its_test() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_each_picture_is_small_said_in_words_and_shown_by_a_page() -> None:
+    named = {}
+    for page in PAGES:
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text()):
+            named[(page.parent / target).resolve()] = words
+    assert all(path.exists() and len(words) > 20 for path, words in named.items())
+    pictures = set((ROOT / "docs" / "images").glob("*.png"))
+    assert pictures
+    assert pictures <= set(named)
+    assert all(path.stat().st_size < 150_000 for path in pictures)

@@ -30,8 +30,8 @@ from federation.panel.decisions import (
     quorum_of,
     registration_of,
 )
-from federation.panel.files import UNREADABLE, PanelError
-from federation.panel.history import Entry
+from federation.panel.files import UNREADABLE, PanelError, read_panel
+from federation.panel.history import Entry, read
 from federation.panel.runs import (
     APPROVAL,
     FILES,
@@ -257,6 +257,15 @@ def _not_said(decided: Decided, now: datetime) -> list[str]:
 
 
 # --- verification ---------------------------------------------------------------------------------------------
+
+
+def sound_history(folder: Path) -> tuple[Entry, ...]:
+    """The history; `PanelError` where an entry in it does not count, so that nothing is built on it."""
+    entries = read(folder)
+    found = false_entries(entries, read_panel(folder))
+    if found:
+        raise PanelError("\n".join(found))
+    return entries
 
 
 def false_entries(entries: Sequence[Entry], panel: Panel) -> list[str]:

@@ -82,7 +82,8 @@ def init(
     """
     from federation.decision import Panel
     from federation.panel import screen
-    from federation.panel.files import PanelError, make_folder, node_section
+    from federation.panel.drafting import pairs
+    from federation.panel.files import make_folder, node_section
 
     def make() -> Panel:
         values = {
@@ -91,10 +92,7 @@ def init(
             "status_quorum": status_quorum,
             "longest_days": longest_days,
         }
-        members = pairs(member, "--member")
-        if len(members) < len(member):
-            raise PanelError("--member: the same name is there twice")
-        panel = Panel.model_validate(values | {"members": members})
+        panel = Panel.model_validate(values | {"members": pairs(member, "--member")})
         make_folder(folder, panel)
         return panel
 
@@ -189,7 +187,7 @@ def sign(
             stop_with("name the run's folder with --run, so that what you sign is compared with it")
         place = run
         guarded(lambda: _is_about(folder, place, signed, audit))
-    _sign_signed(folder, signed, keys, yes, out, run=run)
+    _sign(folder, signed, keys, yes, out, run=run)
 
 
 @app.command()
@@ -242,7 +240,14 @@ def decide(
     Example: fedrisk-panel decide outputs/early-help-20310304 --verdict approve --rationale @minutes.txt --dissent none --owner "head of safeguarding" --rereferral "AUC below 0.70" --key alice=alice.key
     """
     from federation.panel import screen
-    from federation.panel.drafting import Wanted, draft_decision, keep_gates, other_releases, unmeasured
+    from federation.panel.drafting import (
+        Wanted,
+        draft_decision,
+        keep_gates,
+        other_releases,
+        pairs,
+        unmeasured,
+    )
 
     panel = _panel(folder)
     wanted = guarded(
@@ -264,6 +269,34 @@ def decide(
     statement = guarded(make)
     warn(guarded(lambda: [*other_releases(run), *unmeasured(run, rereferral or [])]))
     _sign(folder, statement, keys, yes, None, before=lambda: keep_gates(run, report), run=run)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where it is written; default: the run's folder.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    folder: Folder = HERE,
+) -> None:
+    """Write a run's report.html again, from its result.json. One that a decision binds is never changed.
+
+    Example: fedrisk-panel report outputs/early-help-20310304 --out copies --open
+    """
+    import webbrowser
+
+    from federation.panel.files import PANEL
+    from federation.panel.rewriting import rewrite
+
+    entries = guarded(
+        lambda: _entries(folder) if (folder / PANEL).exists() else ()
+    )  # a data scientist has no panel's folder
+    written = guarded(lambda: rewrite(run, run if out is None else out, entries))
+    for path in written:
+        print(f"wrote   {path}")
+    if open_:
+        webbrowser.open(written[0].resolve().as_uri())
 
 
 @app.command()
@@ -382,6 +415,37 @@ def mirror(
         )
 
 
+@app.command()
+def serve(
+    folder: Folder = HERE,
+    runs: Annotated[Path, typer.Option(help="The folder that has the runs' folders in it.")] = Path(
+        "outputs"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Show the panel's desk in a browser on this machine: what stands, runs and their reports, drafting a decision.
+
+    It prints an address that lets one browser in, once. No key goes through it: a draft is signed with `sign`.
+
+    Example: fedrisk-panel serve --folder panel --runs outputs
+    """
+    import contextlib
+    from importlib.util import find_spec
+
+    if not (find_spec("fastapi") and find_spec("uvicorn")):
+        stop_with(
+            "fedrisk-panel serve needs FastAPI and uvicorn: install them with pip install 'fedrisk[panel]'"
+        )
+    from federation.panel.site.server import listen, prepare
+
+    with guarded(lambda: listen(host, port)) as door:
+        address, server = guarded(lambda: prepare(folder, runs, door, now))
+        print(f"open    {address}\nonce, in one browser; Ctrl-C stops it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
+
+
 @app.command("list")
 def list_(folder: Folder = HERE, as_json: AsJson = False) -> None:
     """The runs that were decided on: verdict, how it stands, until when; and what waits for signatures.
@@ -484,16 +548,9 @@ def _panel(folder: Path) -> Any:
 
 
 def _entries(folder: Path) -> Sequence[Any]:
-    """The history; `PanelError` where an entry in it does not count, so that nothing is built on it."""
-    from federation.panel.binding import false_entries
-    from federation.panel.files import PanelError, read_panel
-    from federation.panel.history import read
+    from federation.panel.binding import sound_history
 
-    entries = read(folder)
-    found = false_entries(entries, read_panel(folder))
-    if found:
-        raise PanelError("\n".join(found))
-    return entries
+    return sound_history(folder)
 
 
 def _say(folder: Path, decision: str, said: Mapping[str, Any], keys: Sequence[str], yes: bool) -> None:
@@ -561,34 +618,23 @@ def _write_registration(folder: Path, signed: Any, out: Path | None) -> None:
 
 def _sign(
     folder: Path,
-    statement: Any,
+    said: Any,
     keys: Sequence[str],
     yes: bool,
     out: Path | None,
     before: Callable[[], None] = lambda: None,
     run: Path | None = None,
 ) -> None:
-    from federation.panel.signing import unsigned
-
-    _sign_signed(folder, guarded(lambda: unsigned(statement)), keys, yes, out, before, run)
-
-
-def _sign_signed(
-    folder: Path,
-    signed: Any,
-    keys: Sequence[str],
-    yes: bool,
-    out: Path | None,
-    before: Callable[[], None] = lambda: None,
-    run: Path | None = None,
-) -> None:
-    """Show it, ask, sign it; write a registration that is complete."""
+    """Show a statement, or one that others have signed; ask, sign it; write a registration that is complete."""
+    from federation.decision import Signed
     from federation.panel import screen
     from federation.panel.decisions import check_follows
+    from federation.panel.drafting import pairs
     from federation.panel.keys import members_keys
-    from federation.panel.signing import add_signatures
+    from federation.panel.signing import add_signatures, unsigned
 
     panel = _panel(folder)
+    signed = said if isinstance(said, Signed) else guarded(lambda: unsigned(said))
     guarded(lambda: check_follows(_entries(folder), signed, panel, now(), signing=True))
     files = guarded(lambda: {name: Path(file) for name, file in pairs(keys, "--key").items()})
     held = guarded(lambda: members_keys(files, panel, _ask))
@@ -623,19 +669,6 @@ def _ask(question: str) -> str:
     return str(typer.prompt(question, hide_input=True))
 
 
-def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE texts as a mapping, in their order."""
-    from federation.panel.files import PanelError
-
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise PanelError(f"{option} must be NAME=VALUE, got {text!r}")
-        found[name] = value
-    return found
-
-
 def text_of(text: str) -> str:
     """`text`, or what is in FILE of `@FILE`."""
     from federation.panel.files import PanelError
@@ -650,27 +683,12 @@ def text_of(text: str) -> str:
 
 def guarded(act: Callable[[], Answer]) -> Answer:
     """Run `act`; a known problem is said in its sentences."""
-    from pydantic import ValidationError
-
-    from federation.decision import DecisionError
-    from federation.panel.files import UNREADABLE, PanelError
-    from federation.plan import sentences
-    from federation.server.registry import RegistryError
+    from federation.panel.refusals import REFUSALS, sentences_of
 
     try:
         return act()
-    except (PanelError, DecisionError, RegistryError) as error:
-        stop_with(str(error))
-    except ValidationError as error:
-        stop_with("\n".join(sentences(error)))
-    except OSError as error:
-        what = error.filename or "a file"
-        stop_with(f"{what} cannot be used ({error.strerror}): see to its permissions, and to free space")
-    except UNREADABLE as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        stop_with(
-            f"something that was given cannot be read ({what}): it is not as fedrisk writes it; nothing more was done"
-        )
+    except REFUSALS as error:
+        stop_with("\n".join(sentences_of(error)))
 
 
 def stop_with(text: str) -> NoReturn:

@@ -90,6 +90,19 @@ def _plain(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
+def pairs(texts: Sequence[str], where: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping, in their order. `where`: what a person was asked for, as `--condition`."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise PanelError(f"{where} must be NAME=VALUE, got {text!r}")
+        if name in found:
+            raise PanelError(f"{where}: the same name is there twice ({name})")
+        found[name] = value
+    return found
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What people say of a run. `days`: until it expires; None: an approval takes the panel's longest."""
