@@ -11,7 +11,7 @@ from typing import Any
 from federation.durable import write_whole
 from federation.panel.decisions import day
 from federation.panel.sections.about import STATUS
-from federation.panel.sections.numbers import MEASURES, Cell, cell
+from federation.panel.sections.numbers import MEASURES, Cell, Unit, cell
 
 Json = Mapping[str, Any]
 BECAME = {**STATUS, "counted": "was counted"}
@@ -69,7 +69,7 @@ def view(found: Json) -> dict[str, Any]:
 
 def _row(threshold: Json) -> dict[str, Any]:
     place = threshold["threshold"]
-    unit = "count" if place is not None and place["measure"] == "people" else "decimal"
+    unit: Unit = "count" if place is not None and place["measure"] == "people" else "decimal"
     then = threshold["then"]
     return {
         "text": threshold["text"] + ("" if threshold["decided"] else " (asked for now, not by the decision)"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from federation.panel.registered import gates, registration_of
 from federation.panel.sections.fair import GAPS
-from federation.panel.sections.numbers import MEASURES, Json, cell, certainty, epsilon, shown
+from federation.panel.sections.numbers import MEASURES, Json, Unit, cell, certainty, epsilon, shown
 from federation.panel.svg import Mark
 from federation.panel.words import flat
 from federation.server.gates import at_of
@@ -70,13 +70,13 @@ def verdict(first: Mark | None, second: Mark | None) -> str:
     return NOISE if found.low <= 0 <= found.high else MORE
 
 
-def _beside(one: Json | None, other: Json | None, unit: str) -> tuple[Any, Any, Any, str]:
+def _beside(one: Json | None, other: Json | None, unit: Unit) -> tuple[Any, Any, Any, str]:
     """Both as cells, their difference as a cell, and the verdict."""
     marks = shown(one), shown(other)
     apart = None
     if marks[0] is not None and marks[1] is not None:
         found = difference(marks[0], marks[1])
-        unit_apart = "points" if unit == "percent" else unit
+        unit_apart: Unit = "points" if unit == "percent" else unit
         apart = None if unit == "count" else cell(vars(found) | {"publishable": True}, unit_apart)
     return cell(one, unit), cell(other, unit), apart, verdict(*marks)
 
