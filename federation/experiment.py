@@ -23,6 +23,7 @@ from federation.plan import (
     PrivacyPlan,
     Slug,
     TrainPlan,
+    UserCounts,
     sentences,
 )
 from federation.privacy import noise_for
@@ -148,12 +149,17 @@ class Strategy(Agreed):
 
 
 class Evaluation(Agreed):
-    """Score tables: `checkpoints` on tune along the way, one on test at the end."""
+    """Score tables: `checkpoints` on tune along the way, one on test at the end.
+
+    `users`: with the last one also the table of users, where the contract declares `intensity`, `lead_time` or
+    `practice`; `evaluate_epsilon` then holds for both tables together.
+    """
 
     bins: Annotated[int, Field(ge=4, le=200)] = 20
     cutoff: Probability = 0.5
     checkpoints: Annotated[int, Field(ge=0, le=50)] = 4
     minimum: Annotated[int, Field(ge=1)] = 10
+    users: bool = True
 
 
 class Split(Agreed):
@@ -235,8 +241,11 @@ class Settings(Agreed):
         count = self.evaluation.checkpoints
         return tuple(sorted({round(self.rounds * (i + 1) / count) for i in range(count)}))
 
-    def noise(self) -> "Noise":
-        """The noise of every release; `SettingsError` where no noise keeps the target ε."""
+    def noise(self, test_tables: int = 1) -> "Noise":
+        """The noise of every release; `SettingsError` where no noise keeps the target ε.
+
+        `test_tables`: how many tables are taken of the test people, 2 with one of users (`Experiment.noise`).
+        """
         privacy = self.privacy
         if privacy.mechanism == "none":
             return Noise(noise_multiplier=0, tune_sigma=0, test_sigma=0)
@@ -250,7 +259,7 @@ class Settings(Agreed):
             assert tables is not None  # Privacy.one_target
             checkpoints = max(1, len(self.checkpoint_rounds))
             tune = noise_for(tables, privacy.delta, 1.0, checkpoints, shared=shared)
-            test = noise_for(tables, privacy.delta, 1.0, 1, shared=shared)
+            test = noise_for(tables, privacy.delta, 1.0, test_tables, shared=shared)
         except ValueError as error:
             raise SettingsError(f"privacy: {error}") from None
         return Noise(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test)
@@ -361,6 +370,19 @@ class Experiment(Agreed):
         evaluation = self.settings.evaluation
         return tuple(float(edge) for edge in default_edges(evaluation.bins, (evaluation.cutoff,)))
 
+    @functools.cached_property
+    def users(self) -> UserCounts | None:
+        """The table of users that the run takes; None where the contract declares nothing for one, or it is not wanted."""
+        shape, evaluation = self.data_contract.users_shape, self.settings.evaluation
+        if shape is None or not evaluation.users:
+            return None
+        return UserCounts(cutoff=evaluation.cutoff, cells=math.prod(shape))
+
+    @functools.cached_property
+    def noise(self) -> "Noise":
+        """The noise of every release of this run: ε of the test people is that of all their tables together."""
+        return self.settings.noise(test_tables=1 if self.users is None else 2)
+
     def privacy_plan(self) -> PrivacyPlan:
         """The noise of every release and, where it is shared, by whom; `SettingsError` where that cannot be."""
         privacy = self.settings.privacy
@@ -369,7 +391,7 @@ class Experiment(Agreed):
             "max_grad_norm": privacy.max_grad_norm,
             "sample_rate": privacy.sample_rate,
             "delta": privacy.delta,
-            **self.settings.noise()._asdict(),
+            **self.noise._asdict(),
         }
         if privacy.mechanism == "shared":
             values["shared"] = self._shared_noise()
@@ -379,7 +401,7 @@ class Experiment(Agreed):
         """Who masks, and grids fine enough: `SharedNoise` says the rules."""
         privacy, contract, members = self.settings.privacy, self.data_contract, self.members
         parameters = risk.count_parameters(self.settings.model, len(layout(contract).names))
-        noise = self.settings.noise()
+        noise = self.noise
         honest = max(1, len(members) - privacy.colluders - privacy.dropouts)
         steps_per_norm = math.ceil(1000 * math.sqrt(parameters))
         # a share of at least 32 steps, so that a table's noise is as good as a Gaussian
@@ -427,6 +449,7 @@ class Experiment(Agreed):
             "participants": self.participants,
             "seed": settings.seed if simulation else None,
             "registration": None if self.registration is None else self.registration.registered,
+            "users": self.users,
         }
         return checked(TrainPlan, values)
 

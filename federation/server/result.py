@@ -21,6 +21,7 @@ from federation.protocol import TrainPlan
 from federation.server import bounds
 from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
+from federation.server.users import users_of
 from models.features import layout
 from models.metrics import summarise
 
@@ -115,6 +116,7 @@ def build_result(
         "checkpoints": [record for record in records if record["part"] == "tune"],
         "final": final,
         "scoring": scoring(experiment, plan, final["round"], state.tables),
+        "users": users_of(experiment, plan, final["round"], state.tables),
         "reference": None,
         "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
     }
@@ -124,7 +126,7 @@ def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Event]:
     """The releases that `counts` orders of each kind were charged as."""
     made = [plan.train_release()] * counts.get("train", 0)
     made += [plan.table_release("tune")] * counts.get("tune", 0)
-    return made + [plan.table_release("test")] * counts.get("test", 0)
+    return made + [plan.table_release("test"), *plan.users_releases()] * counts.get("test", 0)
 
 
 def checkpoint_record(
