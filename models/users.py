@@ -74,7 +74,11 @@ def tally(shape: tuple[int, int, int, int], flagged: ArrayLike, place: ArrayLike
 
 
 def summarise(table: UserTable, contract: Contract, cutoff: float, minimum: float = MINIMUM) -> Json:
-    """`users` of result.json without what it is called: null for each axis that `contract` does not declare."""
+    """All of `users` in result.json that is read from the table; null for what `contract` does not declare.
+
+    cutoff: the model's, which says how much a wrong flag weighs.  minimum: the smallest noised count behind a
+    publishable number
+    """
     intensity = None if contract.intensity is None else contract.intensity.group.level_names
     top = None if contract.intensity is None else len(contract.intensity.levels) - 1
     return {

@@ -23,10 +23,12 @@ from clients.app import make_app, node_from_config
 from clients.evaluate import table_counts, user_counts
 from clients.ledger import Ledger
 from clients.node import open_node
+from clients.papers import facts
 from clients.records.data import load
 from experiments import engines
 from experiments.config import Study
 from experiments.planning import costs, limits
+from experiments.planning_noise import noise_of
 from federation import masks, wire
 from federation.experiment import SettingsError
 from federation.plan import Reason, TrainPlan
@@ -200,6 +202,14 @@ def test_only_whoever_holds_the_label_needs_the_columns() -> None:
         "listed": "text",
     }
     assert not {"contacts", "days", "listed"} & set(contract().needs("charity"))
+
+
+def test_the_papers_say_what_is_read_for_it() -> None:
+    roles = {name: role for name, role, _, _ in facts._others(contract(), "police")}
+    assert roles["contacts"] == "how intensively services are used"
+    assert roles["days"] == "time to the outcome, never a feature"
+    assert roles["listed"] == "today's practice, never a feature"
+    assert not {"contacts", "days", "listed"} & {name for name, *_ in facts._others(contract(), "charity")}
 
 
 def table_of(rows: list[dict[str, object]]) -> dict[str, np.ndarray]:
@@ -586,14 +596,13 @@ def test_both_tables_together_keep_the_epsilon_and_the_result_is_the_ledger(
         with ledger_of(tmp_path, name) as ledger:
             spent, charged = ledger.epsilon(delta), ledger.releases()
         assert [(event.kind, event.part) for event in charged].count(("users", "test")) == 1
-        facts = found["agencies"][name]
-        assert facts["epsilon"]["total"] == spent == facts["epsilon"]["evaluate"] == epsilon(both, delta)
-        listed = [{k: v for k, v in event.to_dict().items() if k != "split_id"} for event in charged]
-        told = [
-            {k: v for k, v in event.items() if k not in ("split_id", "times")} for event in facts["releases"]
-        ]
-        assert all(listed.count(event) == facts["releases"][i]["times"] for i, event in enumerate(told))
-        assert sum(event["times"] for event in facts["releases"]) == len(charged) == len(plan.releases())
+        told = found["agencies"][name]
+        assert told["epsilon"]["total"] == spent == told["epsilon"]["evaluate"] == epsilon(both, delta)
+        listed = [event.to_dict() | {"split_id": ""} for event in charged]
+        for event in told["releases"]:
+            times = event["times"]
+            assert listed.count({key: value for key, value in event.items() if key != "times"}) == times
+        assert sum(event["times"] for event in told["releases"]) == len(charged) == len(plan.releases())
     assert found["users"]["sigma"] == pytest.approx(math.sqrt(3) * plan.privacy.test_sigma)
     assert costs(plan, 3)["coordinator"].test == epsilon(both, delta)
 
@@ -615,7 +624,9 @@ def test_a_policy_admits_with_the_lines_that_plan_prints_and_says_no_without_the
     assert 'releases = ["train", "evaluate", "users"]' in limits(plan).toml
     more = policy.but(releases=("train", "evaluate", "users"))
     assert rules.deciding(rules.explain(more, plan, at)) is None
+    assert noise_of(experiment, plan).users == noise_of(experiment, plan).test
     without = make_study("evaluation.users=false").experiment.plan("run-1", simulation=False)
+    assert noise_of(experiment, without).users.tables == 0
     assert rules.deciding(rules.explain(policy, without, at)) is None
     never = more.but(never_columns=("Listed",))
     verdict = rules.deciding(rules.explain(never, plan, at))
