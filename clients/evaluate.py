@@ -52,9 +52,8 @@ def _scores(module: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
     x = x[:, -1] if x.ndim == 3 else x
     with torch.no_grad():
         score = torch.sigmoid(blocks.logits(module, x)).double().numpy()
-    return np.asarray(
-        np.nan_to_num(score, nan=0.0)
-    )  # an overflow is one person's: it must not show as an error
+    # an overflow is one person's: it must not show as an error
+    return np.asarray(np.nan_to_num(score, nan=0.0))
 
 
 def noised_table(
