@@ -8,6 +8,7 @@ on), `draws/` (of orders that are at work, and the last replies) and `log/`. Not
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ import torch
 from clients import keys, noise, randomness, rules
 from clients.approvals import Approvals, keep_asked
 from clients.draws import Draw, Draws, fresh_draw
-from clients.evaluate import noised_table, table_counts
+from clients.evaluate import noised_table, noised_users, table_counts, user_counts
 from clients.folder import (
     NodeError,
     NodeFile,
@@ -300,6 +301,7 @@ class Node:
         at = self._situation()
         rules.review(self.policy, plan, at)
         self._must_agree(plan)
+        self._must_count_users(plan)
         if plan.privacy.shared is not None:
             self._must_fit(plan, plan.privacy.shared)
         elif plan.privacy.mechanism == "local":
@@ -388,7 +390,7 @@ class Node:
                 f"privacy.shared: the model has {parameters} parameters and a table {cells} cells, the plan says "
                 f"{shared.parameters} and {shared.cells}",
             )
-        events = [plan.train_release(), plan.table_release("tune"), plan.table_release("test")]
+        events = plan.each_release()
         variances = [event.share_variance for event in events if isinstance(event, SharedRelease)]
         try:
             fits = max(variances) <= randomness.MAX_VARIANCE and plan.privacy.limit > 0
@@ -399,10 +401,24 @@ class Node:
                 Reason.MALFORMED, f"privacy.shared: shares of this size do not fit in {shared.bits} bits"
             )
 
+    def _must_count_users(self, plan: TrainPlan) -> None:
+        """`Refused(MALFORMED)` where the plan asks for a table of users that is not the contract's."""
+        shape = self.contract.users_shape
+        if plan.users is not None and (shape is None or math.prod(shape) != plan.users.cells):
+            declared = (
+                "declares no such table" if shape is None else f"declares one of {math.prod(shape)} cells"
+            )
+            raise Refused(
+                Reason.MALFORMED,
+                f"users: the contract {declared}, the plan says {plan.users.cells} cells",
+            )
+
     def _own_noise(self, work: "Work") -> RoundReply:
         """What this agency may release by itself: its own noise is in it."""
         order = work.order
         tables: dict[str, np.ndarray] = {part: self._table(work, part) for part in order.evaluate}
+        if "users" in order.tables:
+            tables["users"] = self._users(work)
         delta = self._train(work) if order.train else None
         return RoundReply(self.facts.name, delta, tables, order.releases, self.head)
 
@@ -419,6 +435,26 @@ class Node:
             sigma=privacy.tune_sigma if part == "tune" else privacy.test_sigma,
             stream=self._stream(work, f"{part} noise"),
         )
+
+    def _users(self, work: "Work") -> np.ndarray:
+        x, user, cutoff, shape = self._of_users(work)
+        return noised_users(
+            work.module,
+            x,
+            user,
+            cutoff=cutoff,
+            shape=shape,
+            sigma=work.order.plan.privacy.test_sigma,
+            stream=self._stream(work, "users noise"),
+        )
+
+    def _of_users(self, work: "Work") -> tuple[torch.Tensor, np.ndarray, float, tuple[int, int, int, int]]:
+        """(x, places, cutoff, shape) of the table of users: `_must_count_users` has seen that there is one."""
+        users, shape = work.order.plan.users, self.contract.users_shape
+        assert users is not None  # noqa: S101 - as the order asks for it
+        assert shape is not None  # noqa: S101 - as the contract declares it
+        x, user = work.records.users("test")
+        return x, user, users.cutoff, shape
 
     def _train(self, work: "Work") -> dict[str, np.ndarray]:
         from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
@@ -443,9 +479,11 @@ class Node:
         order, plan = work.order, work.order.plan
         limit = plan.privacy.limit
         numbers = [self._exact_table(work, part, limit) for part in order.evaluate]
+        if "users" in order.tables:
+            numbers.append(self._exact_users(work, limit))
         if order.train:
             numbers.append(self._exact_sum(work, limit))
-        purposes = [*order.evaluate, "train"] if order.train else list(order.evaluate)
+        purposes = [*order.tables, "train"] if order.train else list(order.tables)
         noised = [
             values + self._share(work, purpose, release)
             for values, purpose, release in zip(numbers, purposes, order.releases, strict=True)
@@ -464,6 +502,14 @@ class Node:
         counts = table_counts(work.module, x, y, group, edges=edges, n_groups=n_groups).ravel()
         assert plan.privacy.shared is not None  # noqa: S101 - `round` asks for it
         return masks.to_grid(counts, plan.privacy.shared.steps_per_person, limit)
+
+    def _exact_users(self, work: "Work", limit: int) -> np.ndarray:
+        """The table of users in grid steps, int64: nobody sees it."""
+        x, user, cutoff, shape = self._of_users(work)
+        shared = work.order.plan.privacy.shared
+        assert shared is not None  # noqa: S101 - `round` asks for it
+        counts = user_counts(work.module, x, user, cutoff=cutoff, shape=shape).ravel()
+        return masks.to_grid(counts, shared.steps_per_person, limit)
 
     def _exact_sum(self, work: "Work", limit: int) -> np.ndarray:
         """A batch's clipped sum in grid steps, (parameters,) int64: nobody sees it."""
@@ -559,6 +605,7 @@ class Resident:
             )
             for name, part in dataset.parts.items()
         }
+        self._users = {name: part.user for name, part in dataset.parts.items()}
 
     @functools.cached_property
     def digest(self) -> bytes:
@@ -568,6 +615,8 @@ class Resident:
             for values in (x, y, present):
                 digest.update(b"" if values is None else values.numpy().data)
             digest.update(np.ascontiguousarray(group).data)
+        for user in self._users.values():
+            digest.update(b"" if user is None else np.ascontiguousarray(user).data)
         return digest.digest()
 
     def part(self, name: Part) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, np.ndarray]:
@@ -578,6 +627,13 @@ class Resident:
                 Reason.CONTRACT, "the contract says that this kind of agency does not hold the label"
             )
         return x, y, present, group
+
+    def users(self, name: Part) -> tuple[torch.Tensor, np.ndarray]:
+        """(x, places in the contract's `users_shape[1:]`) of one part; `Refused(CONTRACT)` where there is no label."""
+        x, *_ = self.part(name)
+        user = self._users[name]
+        assert user is not None  # noqa: S101 - whoever holds the label has it where the contract declares a table
+        return x, user
 
 
 @functools.cache

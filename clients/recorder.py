@@ -79,4 +79,6 @@ def _more(order: Order) -> dict[str, Any]:
 def _what(event: Event) -> lines.What:
     if event.kind == "train":
         return "training"
+    if event.kind == "users":
+        return "users table"
     return "statistic" if event.kind == "stats" else _TABLES[event.part]

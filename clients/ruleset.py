@@ -128,6 +128,7 @@ def _columns(plan: Plan, contract: Contract) -> set[str]:
     roles = {contract.unit.column, contract.unit.order_by, contract.label.column, contract.split}
     asked = {plan.column} if isinstance(plan, StatsPlan) else set()
     known = {column.name for column in contract.columns} | {group.column for group in contract.groups}
+    known |= set(contract.user_columns)
     return known | asked | {name for name in roles if name is not None}
 
 
@@ -232,9 +233,7 @@ def _of_one_order(plan: Plan) -> tuple[Event, ...]:
     """The most that one order takes: its training and tables are of different people, so the costliest counts."""
     if isinstance(plan, StatsPlan):
         return (plan.release(),)
-    if plan.retest is not None:
-        return (plan.table_release("test"),)
-    return plan.train_release(), plan.table_release("tune"), plan.table_release("test")
+    return plan.each_release()
 
 
 @functools.lru_cache(maxsize=64)

@@ -222,8 +222,9 @@ _COMPAS_FEATURES: Final = [
     "priors_count",
     "c_charge_degree",
 ]
-_COMPAS_READ: Final = [*_COMPAS_FEATURES, "race", "sex", "two_year_recid"]
-_COMPAS_FILTER: Final = ["days_b_screening_arrest", "is_recid", "score_text", "compas_screening_date"]
+_COMPAS_READ: Final = [*_COMPAS_FEATURES, "race", "sex", "two_year_recid", "score_text"]
+_COMPAS_FILTER: Final = ["days_b_screening_arrest", "is_recid", "compas_screening_date", "r_offense_date"]
+_COMPAS_HORIZON: Final = 731  # days: two years
 _COMPAS_SITE: Final = ["c_case_number", "c_charge_desc"]
 _DRUG: Final = (
     "cocaine|cannabis|heroin|mdma|methylenediox|methcath|meth/diox|amphetamine|barbital|pyrrolidino|ethylone|butylone|"
@@ -289,7 +290,10 @@ def _defendants(raw: bytes, corrected: bool) -> tuple["pd.DataFrame", np.ndarray
         ["felony-drug", "felony-other", "misdemeanour"],
         "traffic-municipal",
     )
-    return frame[_COMPAS_READ].astype({"two_year_recid": float}), division
+    after = (pd.to_datetime(frame["r_offense_date"]) - pd.to_datetime(frame["compas_screening_date"])).dt.days
+    within = (frame["two_year_recid"] == 1) & (after <= _COMPAS_HORIZON)
+    read = frame[_COMPAS_READ].astype({"two_year_recid": float})
+    return read.assign(days_to_reoffence=after.where(within).astype(float)), division
 
 
 # --- Iowa: eight judicial districts ---------------------------------------------------------------------

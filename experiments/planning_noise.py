@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from federation.experiment import Experiment
 from federation.plan import Participant, TrainPlan
-from federation.privacy import SharedRelease, epsilon, noise_for
+from federation.privacy import Event, SharedRelease, epsilon, noise_for
 from models import risk
 from models.features import layout
 
@@ -19,7 +19,7 @@ AS_GOOD = 1.001  # noise multipliers are rounded up at 4 decimals: what is this 
 
 @dataclass(frozen=True)
 class TableNoise:
-    """Noise std in a cell of one score table, in people: of one agency alone (its share, where noise is
+    """Noise std in a cell of one table, in people: of one agency alone (its share, where noise is
     shared), and in the sum over all agencies. `tables` is how many are taken."""
 
     tables: int
@@ -67,6 +67,7 @@ class Noise:
     own_mean_noise: float
     tune: TableNoise
     test: TableNoise
+    users: TableNoise
     round_bytes: int
     grid: Grid | None
 
@@ -125,8 +126,9 @@ def noise_of(experiment: Experiment, plan: TrainPlan) -> Noise:
         sum_noise=_sum_noise(plan, z, len(members)),
         mean_noise=mean_noise(plan, members, z, q),
         own_mean_noise=_own_mean_noise(plan, members, z, q),
-        tune=_table_noise(plan, "tune", len(members)),
-        test=_table_noise(plan, "test", len(members)),
+        tune=_table_noise(plan.table_release("tune"), len(plan.checkpoints), len(members)),
+        test=_table_noise(plan.table_release("test"), 1, len(members)),
+        users=_table_noise(plan.table_release("test"), len(plan.users_releases()), len(members)),
         round_bytes=parameters * (privacy.shared.bits if privacy.shared else 32) // 8,
         grid=grid_of(plan),
     )
@@ -170,9 +172,7 @@ def _people(plan: TrainPlan, members: Sequence[Participant]) -> float:
     return sum(member.public_size for member in members) * plan.train_fraction
 
 
-def _table_noise(plan: TrainPlan, part: str, agencies: int) -> TableNoise:
-    tables = len(plan.checkpoints) if part == "tune" else 1
-    release = plan.table_release("tune" if part == "tune" else "test")
+def _table_noise(release: Event, tables: int, agencies: int) -> TableNoise:
     if isinstance(release, SharedRelease):
         own = math.sqrt(release.share_variance) / release.sensitivity
     else:

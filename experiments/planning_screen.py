@@ -76,7 +76,7 @@ def _show_cost(console: Console, plan: Plan, cost: Mapping[Viewer, Cost]) -> Non
     columns = (
         "training",
         "tune\ntables",
-        "test\ntable",
+        "test\ntables" if plan.noise is not None and plan.noise.users.tables else "test\ntable",
         "whole\nrun",
         "known to\n2 agencies",
         "known to\n3 agencies",
@@ -137,8 +137,8 @@ def _show_noise(console: Console, plan: Plan, noise: Noise) -> None:
     for name, value in _training_rows(plan, noise):
         table.add_row(name, value)
     table.add_section()
-    taken = [(part, found) for part, found in (("tune", noise.tune), ("test", noise.test)) if found.tables]
-    for part, found in taken:
+    each = (("tune", noise.tune), ("test", noise.test), ("users", noise.users))
+    for part, found in [(part, found) for part, found in each if found.tables]:
         tables = _count(found.tables, f"{part} table", f"{part} tables")
         table.add_row(f"noise in a cell of {tables}", _table_row(plan, found))
     table.add_section()

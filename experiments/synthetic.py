@@ -67,6 +67,23 @@ DISPARITIES: Final = Disparities()
 
 
 @dataclass(frozen=True)
+class Practice:
+    """How agencies pick people today, by construction: a rule on what they record, and not everybody is looked at.
+
+    contacts: a person is on the list with so many recorded contacts, or with an earlier incident. looked_at: the chance
+    that somebody went through the person's record at all. no_date: of people with an incident, those whose day of it
+    was not written down.
+    """
+
+    contacts: int = 6
+    looked_at: float = 0.9
+    no_date: float = 0.04
+
+
+PRACTICE: Final = Practice()
+
+
+@dataclass(frozen=True)
 class Scale:
     """How a number becomes a feature: the same bounds as conf/contract/synthetic.yaml (a test compares them)."""
 
@@ -399,8 +416,23 @@ def _table(people: Population, a: int, kind: Kind) -> dict[str, np.ndarray]:
         if name in columns:
             empty = rng.random(len(who)) < kind.gaps * people.options.missing
             columns[name][empty] = None if columns[name].dtype == object else np.nan
+    columns |= _users(people, a, columns, people.months_to_incident[who] + back)
     order = rng.permutation(len(who))
     return {name: column[order] for name, column in columns.items()}
+
+
+def _users(
+    people: Population, a: int, columns: Mapping[str, np.ndarray], months: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What no model sees: how long until the incident, where there was one, and whether people are listed today.
+
+    Their stream is their own, so that every other column is the same as without them.
+    """
+    rng = np.random.default_rng([people.options.seed, 200 + a])
+    dated = (columns["incident_12m"] == 1) & (rng.random(len(months)) >= PRACTICE.no_date)
+    rule = (columns["prior_contacts"] >= PRACTICE.contacts) | (columns["earlier_incident"] == 1)
+    listed = rule & (rng.random(len(months)) < PRACTICE.looked_at)
+    return {"months_to_incident": np.where(dated, months, np.nan), "on_list": listed.astype(float)}
 
 
 def _rows(newest: np.ndarray, repeated: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from federation.plan import (
     Retest,
     Slug,
     TrainPlan,
+    UserCounts,
     sentences,
 )
 from federation.privacy import noise_for
@@ -161,12 +162,15 @@ class Evaluation(Agreed):
 
     `capacity`: the share of people that can be seen to; a second cutoff flags no more of them (None: no second).
     `disclosure`: what may be published of counts of people: a profile, or a minimum and a rounding.
+    `users`: with the last one also the table of users, where the contract declares `intensity`, `lead_time` or
+    `practice`; `evaluate_epsilon` then holds for both tables together.
     """
 
     bins: Annotated[int, Field(ge=4, le=200)] = 20
     cutoff: Probability = 0.5
     capacity: Probability | None = 0.1
     checkpoints: Annotated[int, Field(ge=0, le=50)] = 4
+    users: bool = True
     disclosure: Literal["none", "uk-default"] | CustomDisclosure = "uk-default"
 
     @field_validator("disclosure", mode="before")
@@ -279,8 +283,11 @@ class Settings(Agreed):
         count = self.evaluation.checkpoints
         return tuple(sorted({round(self.rounds * (i + 1) / count) for i in range(count)}))
 
-    def noise(self) -> "Noise":
-        """The noise of every release; `SettingsError` where no noise keeps the target ε."""
+    def noise(self, test_tables: int = 1) -> "Noise":
+        """The noise of every release; `SettingsError` where no noise keeps the target ε.
+
+        `test_tables`: how many tables are taken of the test people, 2 with one of users (`Experiment.noise`).
+        """
         privacy = self.privacy
         if privacy.mechanism == "none":
             return Noise(noise_multiplier=0, tune_sigma=0, test_sigma=0)
@@ -294,7 +301,7 @@ class Settings(Agreed):
             assert tables is not None  # Privacy.one_target
             checkpoints = max(1, len(self.checkpoint_rounds))
             tune = noise_for(tables, privacy.delta, 1.0, checkpoints, shared=shared)
-            test = noise_for(tables, privacy.delta, 1.0, 1, shared=shared)
+            test = noise_for(tables, privacy.delta, 1.0, test_tables, shared=shared)
         except ValueError as error:
             raise SettingsError(f"privacy: {error}") from None
         return Noise(noise_multiplier=sigma, tune_sigma=tune, test_sigma=test)
@@ -405,6 +412,19 @@ class Experiment(Agreed):
         evaluation = self.settings.evaluation
         return tuple(float(edge) for edge in default_edges(evaluation.bins, (evaluation.cutoff,)))
 
+    @functools.cached_property
+    def users(self) -> UserCounts | None:
+        """The table of users that the run takes; None where the contract declares nothing for one, or it is not wanted."""
+        shape, evaluation = self.data_contract.users_shape, self.settings.evaluation
+        if shape is None or not evaluation.users:
+            return None
+        return UserCounts(cutoff=evaluation.cutoff, cells=math.prod(shape))
+
+    @functools.cached_property
+    def noise(self) -> "Noise":
+        """The noise of every release of this run: ε of the test people is that of all their tables together."""
+        return self.settings.noise(test_tables=1 if self.users is None else 2)
+
     def privacy_plan(self) -> PrivacyPlan:
         """The noise of every release and, where it is shared, by whom; `SettingsError` where that cannot be."""
         privacy = self.settings.privacy
@@ -413,7 +433,7 @@ class Experiment(Agreed):
             "max_grad_norm": privacy.max_grad_norm,
             "sample_rate": privacy.sample_rate,
             "delta": privacy.delta,
-            **self.settings.noise()._asdict(),
+            **self.noise._asdict(),
         }
         if privacy.mechanism == "shared":
             values["shared"] = self._shared_noise()
@@ -423,7 +443,7 @@ class Experiment(Agreed):
         """Who masks, and grids fine enough: `SharedNoise` says the rules."""
         privacy, contract, members = self.settings.privacy, self.data_contract, self.members
         parameters = risk.count_parameters(self.settings.model, len(layout(contract).names))
-        noise = self.settings.noise()
+        noise = self.noise
         honest = max(1, len(members) - privacy.colluders - privacy.dropouts)
         steps_per_norm = math.ceil(1000 * math.sqrt(parameters))
         # a share of at least 32 steps, so that a table's noise is as good as a Gaussian
@@ -471,12 +491,13 @@ class Experiment(Agreed):
             "participants": self.participants,
             "seed": settings.seed if simulation else None,
             "registration": None if self.registration is None else self.registration.registered,
+            "users": self.users,
         }
         return checked(TrainPlan, values)
 
     def retest_plan(self, run_id: str, retest: Retest, *, simulation: bool) -> TrainPlan:
         """The plan of the run `run_id` that measures this experiment's model again: `plan` without any training."""
-        return self.plan(run_id, simulation=simulation).but(rounds=0, checkpoints=(), retest=retest)
+        return self.plan(run_id, simulation=simulation).of_retest(retest)
 
     def encode(self) -> str:
         """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
@@ -504,7 +525,7 @@ def unlike_registered(plan: TrainPlan, registration: Registration, contract: Con
     if made is None:
         return ["registration"]
     if plan.retest is not None:
-        made = made.but(rounds=0, checkpoints=(), retest=plan.retest)
+        made = made.of_retest(plan.retest)
     found, expected = (json.loads(each.but(registration=None).canonical) for each in (plan, made))
     for name in ("noise_multiplier", "tune_sigma", "test_sigma"):
         if math.isclose(found["privacy"][name], expected["privacy"][name], rel_tol=1e-6):

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from federation import masks
 from federation.release import Event, Release, SharedRelease
+from models.contract import MAX_USER_CELLS
 from models.spec import ModelSpec
 
-VERSION = "4"
+VERSION = "5"
 
 Part = Literal["train", "tune", "test"]
 _SLUG, _SHA256 = r"^[a-z0-9][a-z0-9_-]{0,63}$", r"^[0-9a-f]{64}$"
@@ -196,7 +197,8 @@ class PrivacyPlan(Agreed):
     Gaussian shares behind secure aggregation; every noise here is then that of the h shares together, which the coordinator faces with
     c colluders. `noise_multiplier` is noise std / sensitivity, dimensionless; the sensitivity is
     `max_grad_norm`, rounding included. `sample_rate` is the chance that a person is in a step. `tune_sigma`
-    and `test_sigma` are the noise std of one cell of a score table, in people (sensitivity 1).
+    and `test_sigma` are the noise std of one cell of a score table, in people (sensitivity 1); a table of users has
+    `test_sigma` too.
     """
 
     mechanism: Literal["local", "shared", "none"]
@@ -254,6 +256,13 @@ class PrivacyPlan(Agreed):
             return Release(noise_multiplier=sigma, steps=1, **common)
         return self._shared(float(self.shared.steps_per_person), sigma, self.shared.cells, 1, **common)
 
+    def users_release(self, cells: int) -> Event:
+        """What one table of users over test people costs, of `cells` cells: as a score table, charged beside it."""
+        common: dict[str, Any] = {"kind": "users", "part": "test", "sample_rate": 1.0}
+        if self.shared is None:
+            return Release(noise_multiplier=self.test_sigma, steps=1, **common)
+        return self._shared(float(self.shared.steps_per_person), self.test_sigma, cells, 1, **common)
+
     def _shared(
         self, sensitivity: float, noise_multiplier: float, dimension: int, steps: int, **common: Any
     ) -> SharedRelease:
@@ -277,6 +286,17 @@ class LocalPlan(Agreed):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class UserCounts(Agreed):
+    """The table of users that is taken with the test table: test people by flag, practice, intensity and lead.
+
+    People with a score at or above `cutoff`, one of the plan's edges, are flagged. `cells` is how many numbers the
+    contract's `users_shape` makes; each person is in one of them.
+    """
+
+    cutoff: Annotated[float, Field(gt=0, lt=1)]
+    cells: Annotated[int, Field(ge=4, le=MAX_USER_CELLS)]
 
 
 class Terms(Agreed):
@@ -323,6 +343,7 @@ class TrainPlan(Terms):
     `strategy` names how the coordinator says that it combines the agencies' changes; no agency can check that it does.
     `registration`: what a panel signed before the run, if it did; each agency writes its hash down with each order.
     `retest`: nothing is trained; the plan is that of a finished run with 0 rounds, and takes one table of test people.
+    `users`: the second table of the test people, None where the contract declares nothing for it, or it is not asked for.
     """
 
     model: ModelSpec
@@ -333,6 +354,7 @@ class TrainPlan(Terms):
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
     registration: Registered | None = None
+    users: UserCounts | None = None
     retest: Retest | None = Field(default=None, exclude_if=lambda retest: retest is None)
 
     @model_validator(mode="after")
@@ -341,6 +363,8 @@ class TrainPlan(Terms):
             raise ValueError(f"rounds must be 1 or more, and 0 for a retest, got {self.rounds}")
         if self.retest is not None and self.checkpoints:
             raise ValueError("checkpoints must be empty for a retest, which takes one table of test people")
+        if self.retest is not None and self.users is not None:
+            raise ValueError("users must be null for a retest, which takes one table of test people")
         return self
 
     @model_validator(mode="after")
@@ -362,6 +386,12 @@ class TrainPlan(Terms):
             )
         return self
 
+    @model_validator(mode="after")
+    def flags_at_an_edge(self) -> Self:
+        if self.users is not None and self.users.cutoff not in self.edges:
+            raise ValueError(f"users.cutoff must be one of edges, got {self.users.cutoff}")
+        return self
+
     @property
     def train_fraction(self) -> float:
         """The declared share of people in the train part, (0, 1]."""
@@ -375,15 +405,30 @@ class TrainPlan(Terms):
         """What one score table on `part` costs."""
         return self.privacy.table_release(part)
 
+    def users_releases(self) -> tuple[Event, ...]:
+        """What the table of users costs that goes with one test table: one release, or none where there is no such."""
+        return () if self.users is None else (self.privacy.users_release(self.users.cells),)
+
     def expected_batch(self, name: str) -> float:
         """q x the declared number of people that agency `name` trains on: what its sums are divided by."""
         return self.privacy.sample_rate * self.participant(name).public_size * self.train_fraction
+
+    def of_retest(self, retest: Retest) -> Self:
+        """This plan without its training: one table of test people, and no more."""
+        return self.but(rounds=0, checkpoints=(), users=None, retest=retest)
+
+    def each_release(self) -> tuple[Event, ...]:
+        """One of each release that the plan may ask for: training, a table of tune and of test people, one of users."""
+        if self.retest is not None:
+            return (self.table_release("test"),)
+        tables = self.table_release("tune"), self.table_release("test")
+        return (self.train_release(), *tables, *self.users_releases())
 
     def releases(self) -> tuple[Event, ...]:
         """Everything that this plan may take from one agency, if every round happens once: of a retest, one table."""
         train = [self.train_release()] * self.rounds
         tune = [self.table_release("tune")] * len(self.checkpoints)
-        return (*train, *tune, self.table_release("test"))
+        return (*train, *tune, self.table_release("test"), *self.users_releases())
 
 
 def sentences(error: ValidationError, within: Sequence[str] = ()) -> list[str]:

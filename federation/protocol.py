@@ -92,9 +92,16 @@ class RoundOrder:
         return f"{self.plan.run_id}/{self.round}{which}"
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that it asks for: a score table of each part, and `users` beside that of test where it is planned."""
+        users = self.plan.users is not None and "test" in self.evaluate
+        return (*self.evaluate, "users") if users else self.evaluate
+
+    @property
     def releases(self) -> tuple[Event, ...]:
-        """What it is charged as: the tables, then the training."""
+        """What it is charged as: the tables in the order of `tables`, then the training."""
         tables = tuple(self.plan.table_release(part) for part in self.evaluate)
+        tables += self.plan.users_releases() if "users" in self.tables else ()
         return (*tables, self.plan.train_release()) if self.train else tables
 
     @property
@@ -168,7 +175,8 @@ class RoundReply:
     """What an agency releases in a round.
 
     `delta` by parameter name, or None where it did not train; `tables` by part: noised counts of
-    shape (groups, bins, 2); `releases` are the ledger's events for both.
+    shape (groups, bins, 2), and under `users` of shape `Contract.users_shape`; `releases` are the ledger's events for
+    both.
     """
 
     agency: str
@@ -195,7 +203,7 @@ class StatsReply:
 class MaskedReply:
     """What an agency sends behind masks: `vector` of uint32 or uint64, uniform to whoever lacks the others'.
 
-    It holds the tables of `evaluate` in order, then the gradient: what `releases` charged.
+    It holds the tables of `RoundOrder.tables` in order, then the gradient: what `releases` charged.
     """
 
     agency: str

@@ -20,6 +20,7 @@ import numpy as np
 from models.table import UNKNOWN, Table, codes, is_missing, is_number, number_people, order_key
 
 MAX_GROUPS = 64
+MAX_USER_CELLS = 512
 PARTS = ("train", "tune", "test")
 FLAG_LEVELS = {
     spelling: code
@@ -215,6 +216,64 @@ class Label:
 
 @final
 @dataclass(frozen=True)
+class Intensity:
+    """How intensively a person uses services already; the last level is the most intensive.
+
+    Levels are as a group's: numbers cut at `edges`, or values. Missing and unlisted ones are in "other".
+    """
+
+    column: str
+    levels: tuple[Level, ...]
+    edges: tuple[float, ...] = ()
+    description: str = ""
+
+    @property
+    def group(self) -> Group:
+        """The levels, as a group's."""
+        return Group("intensity", self.column, self.levels, self.edges)
+
+
+@final
+@dataclass(frozen=True)
+class LeadTime:
+    """How long after the record the outcome came, read for people with the outcome alone; never a feature.
+
+    Band 0 holds 0 <= t < edges[0], band i edges[i-1] <= t < edges[i], the last everything from edges[-1] on. What
+    is missing or below 0 is unknown.
+    """
+
+    column: str
+    edges: tuple[float, ...]
+    unit: str
+    description: str = ""
+
+    @property
+    def bands(self) -> int:
+        """How many bands there are: L."""
+        return len(self.edges) + 1
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """Each cell's band, int64 (n,); L where it is unknown."""
+        found = np.searchsorted(self.edges, values, side="right").astype(np.int64)
+        return np.asarray(np.where(values >= 0, found, self.bands))
+
+
+@final
+@dataclass(frozen=True)
+class Practice:
+    """Whether today's practice would flag the person: where the column's value is one of `positive`; never a feature."""
+
+    column: str
+    positive: tuple[str, ...]
+    description: str = ""
+
+    def flags(self, values: np.ndarray) -> np.ndarray:
+        """Which people it flags, bool (n,)."""
+        return np.asarray(codes(values, dict.fromkeys(self.positive, 1)) == 1)
+
+
+@final
+@dataclass(frozen=True)
 class Unit:
     """Whom privacy protects: a person (at most `rows` most recent rows of one), or honestly a row."""
 
@@ -241,6 +300,9 @@ class Contract:
     kinds: tuple[str, ...] = ()
     site: str | None = None
     split: str | None = None
+    intensity: Intensity | None = None
+    lead_time: LeadTime | None = None
+    practice: Practice | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Contract":
@@ -278,7 +340,10 @@ class Contract:
     def number_columns(self) -> frozenset[str]:
         """The columns that are read as numbers; every other is text."""
         numbers = (column.name for column in self.columns if isinstance(column, Number))
-        return frozenset((*numbers, *(group.column for group in self.groups if group.edges)))
+        cut = [group.column for group in self.groups if group.edges]
+        cut += [self.intensity.column] if self.intensity and self.intensity.edges else []
+        cut += [self.lead_time.column] if self.lead_time else []
+        return frozenset((*numbers, *cut))
 
     def needs(self, kind: str | None) -> dict[str, Literal["number", "text"]]:
         """The columns that an agency of this kind must have, and how each is read."""
@@ -288,7 +353,7 @@ class Contract:
             self.unit.order_by,
             *(column.name for column in self.columns),
             *(group.column for group in self.groups),
-            self.label.column if self.holds_label(kind) else None,
+            *((self.label.column, *self.user_columns) if self.holds_label(kind) else ()),
             self.split,
         )
         return {
@@ -296,6 +361,24 @@ class Contract:
             for name in dict.fromkeys(names)
             if name is not None and name not in foreign
         }
+
+    @cached_property
+    def user_columns(self) -> tuple[str, ...]:
+        """The columns of `intensity`, `lead_time` and `practice`: only whoever holds the label needs them."""
+        return tuple(each.column for each in (self.intensity, self.lead_time, self.practice) if each)
+
+    @cached_property
+    def users_shape(self) -> tuple[int, int, int, int] | None:
+        """Of the table of users, (2, P, I, L + 2); None where the contract declares none of its three axes.
+
+        Flagged by the model or not; by practice (P = 2, or 1 where it is not declared); intensity (its levels and
+        "other", or 1); lead (no outcome, each of L bands, unknown: all with the outcome where it is not declared).
+        """
+        if not self.user_columns:
+            return None
+        levels = len(self.intensity.group.level_names) if self.intensity else 1
+        bands = self.lead_time.bands if self.lead_time else 0
+        return 2, 2 if self.practice else 1, levels, bands + 2
 
     @cached_property
     def group_names(self) -> tuple[str, ...]:
@@ -360,6 +443,7 @@ def _missing(contract: Contract, have: Table) -> Iterator[Problem]:
     unit = contract.unit
     complete = {column.name for column in contract.columns if not column.missing}
     complete |= {name for name in (unit.column, unit.order_by, contract.label.column, contract.split) if name}
+    complete |= {contract.practice.column} if contract.practice else set()
     for name, values in have.items():
         missing = is_missing(values)
         if missing.all():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from models.contract import (
     MAX_GROUPS,
+    MAX_USER_CELLS,
     NOTHING_SAID,
     About,
     Block,
@@ -20,10 +21,13 @@ from models.contract import (
     Contract,
     Flag,
     Group,
+    Intensity,
     Label,
+    LeadTime,
     Level,
     Number,
     Ordinal,
+    Practice,
     Unit,
 )
 from models.section import Section
@@ -60,6 +64,9 @@ def read(values: Mapping[str, Any]) -> tuple[Contract, tuple[str, ...]]:
         kinds=top.texts("kinds") if "kinds" in top else (),
         site=top.optional_text("site"),
         split=_split(top),
+        intensity=_intensity(top),
+        lead_time=_lead_time(top),
+        practice=_practice(top),
     )
     top.close()
     return contract, tuple(dict.fromkeys((*top.problems, *_rules(contract))))
@@ -157,14 +164,19 @@ def _group(name: str, section: Section) -> Group:
     section.close()
     if not levels:
         section.say("levels", "is required: which levels does the audit compare?")
-    elif edges and len(levels) != len(edges) + 1:
+    _fit(levels, edges, section)
+    return group
+
+
+def _fit(levels: tuple[Level, ...], edges: tuple[float, ...], section: Section) -> None:
+    """Say where levels and edges do not go together."""
+    if levels and edges and len(levels) != len(edges) + 1:
         section.say("levels", f"must be one more than edges, got {len(levels)} levels and {len(edges)} edges")
     if any(low >= high for low, high in itertools.pairwise(edges)):
         section.say("edges", "must ascend")
     uses = Counter(value for level in levels for value in level.values)
     for value in sorted(value for value, count in uses.items() if count > 1):
         section.say("levels", f"list the value {value!r} twice")
-    return group
 
 
 def _group_level(name: str, path: str, value: object, group: Section, cut: bool) -> Level:
@@ -181,6 +193,52 @@ def _group_level(name: str, path: str, value: object, group: Section, cut: bool)
     section.close()
     _no_missing_text(section, "values", values)
     return Level(name, values)
+
+
+def _intensity(top: Section) -> Intensity | None:
+    if top.take("intensity") is None:
+        return None
+    section = top.section("intensity")
+    edges = section.numbers("edges")
+    levels = tuple(
+        _group_level(item, path, value, section, bool(edges)) for item, value, path in section.named("levels")
+    )
+    found = Intensity(section.text("column"), levels, edges, section.optional_text("description") or "")
+    section.close()
+    if len(levels) < 2:
+        section.say("levels", "must list at least 2, the least intensive first and the most intensive last")
+    if "other" in {level.name for level in levels}:
+        section.say("levels", "may not list 'other', which is for people whose use is not known")
+    _fit(levels, edges, section)
+    return found
+
+
+def _lead_time(top: Section) -> LeadTime | None:
+    if top.take("lead_time") is None:
+        return None
+    section = top.section("lead_time")
+    edges = section.numbers("edges")
+    found = LeadTime(
+        section.text("column"), edges, section.text("unit"), section.optional_text("description") or ""
+    )
+    section.close()
+    if not edges:
+        section.say("edges", "is required: numbers above 0 where bands of time end")
+    elif not edges[0] > 0 or any(low >= high for low, high in itertools.pairwise(edges)):
+        section.say("edges", "must be above 0 and ascend")
+    return found
+
+
+def _practice(top: Section) -> Practice | None:
+    if top.take("practice") is None:
+        return None
+    section = top.section("practice")
+    found = Practice(
+        section.text("column"), section.texts("positive"), section.optional_text("description") or ""
+    )
+    section.close()
+    _no_missing_text(section, "positive", found.positive)
+    return found
 
 
 def _block(name: str, section: Section) -> Block:
@@ -235,6 +293,7 @@ def _rules(contract: Contract) -> Iterator[str]:
     yield from _column_rules(contract)
     yield from _kind_rules(contract)
     yield from _group_rules(contract)
+    yield from _user_rules(contract)
 
 
 def _column_rules(contract: Contract) -> Iterator[str]:
@@ -293,3 +352,40 @@ def _group_rules(contract: Contract) -> Iterator[str]:
     cells = math.prod(len(group.level_names) for group in contract.groups)
     if cells > MAX_GROUPS:
         yield f"groups must have at most {MAX_GROUPS} combinations of levels, got {cells}"
+
+
+def _user_rules(contract: Contract) -> Iterator[str]:
+    """What intensity, lead time and practice may share a column with: lead time and practice with nothing at all."""
+    columns = {column.name: column for column in contract.columns}
+    groups = {group.column: group.name for group in contract.groups}
+    unit = contract.unit
+    roles = {"label": contract.label.column, "unit": unit.column, "split": contract.split}
+    taken = {name: f"the column of {role}" for role, name in roles.items() if name}
+    intensity, own = contract.intensity, {"lead_time": contract.lead_time, "practice": contract.practice}
+    if intensity is not None:
+        if intensity.column in taken:
+            yield f"intensity.column {intensity.column!r} must not be {taken[intensity.column]}"
+        column = columns.get(intensity.column)
+        if intensity.edges and column is not None and not isinstance(column, Number):
+            yield f"intensity.edges needs a number, but columns.{column.name} is a {column.type}"
+        if not intensity.edges and intensity.column in contract.number_columns:
+            yield f"intensity.edges is required, for {intensity.column!r} is read as a number"
+        taken[intensity.column] = "the column of intensity"
+    taken |= {name: f"the column of the group {group}" for name, group in groups.items()}
+    if unit.order_by:
+        taken[unit.order_by] = "the column of unit.order_by"
+    why = {"lead_time": "it is known only once the outcome is", "practice": "it is compared with the model"}
+    for key, declared in own.items():
+        if declared is None or not declared.column:
+            continue
+        if declared.column in columns:
+            yield f"{key}.column {declared.column!r} must not be a feature too, for {why[key]}: remove it from columns"
+        elif declared.column in taken:
+            yield f"{key}.column {declared.column!r} must not be {taken[declared.column]}, for {why[key]}"
+        taken[declared.column] = f"the column of {key}"
+    shape = contract.users_shape
+    if shape is not None and math.prod(shape) > MAX_USER_CELLS:
+        yield (
+            f"intensity, lead_time and practice must have at most {MAX_USER_CELLS} combinations, got "
+            f"{math.prod(shape)}: declare fewer levels or edges"
+        )

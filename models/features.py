@@ -47,7 +47,9 @@ class Encoded:
 
     x: float32 (n, d) or (n, k, d).  y: float32 (n,) or (n, k), or None where there is no label.
     present: float32 of the shape of y, 1 where there is a row.  group: int64 (n,), a place in
-    `Contract.group_names`, by the most recent row.  ids: objects (n,).  part: objects (n,) or None.
+    `Contract.group_names`, by the most recent row.  user: int64 (n,), a place in `Contract.users_shape[1:]`, by the
+    most recent row; None where the contract has no such table or there is no label.  ids: objects (n,).
+    part: objects (n,) or None.
     clipped, unknown: column -> values out of bounds or not listed. They are counts of records: local.
     """
 
@@ -55,6 +57,7 @@ class Encoded:
     y: np.ndarray | None
     present: np.ndarray
     group: np.ndarray
+    user: np.ndarray | None
     ids: np.ndarray
     part: np.ndarray | None
     clipped: dict[str, int]
@@ -87,7 +90,10 @@ def encode(contract: Contract, table: Table, kind: str | None) -> Encoded:
     if take.shape[1] == 1:
         x, y, present = x[:, 0], None if y is None else y[:, 0], present[:, 0]
     part = texts(table[contract.split][latest]) if contract.split and contract.split in table else None
-    return Encoded(x, y, present, _group(contract, table, latest, kind), ids, part, clipped, unknown)
+    group, user = _group(contract, table, latest, kind), None
+    if y is not None and contract.users_shape is not None:
+        user = _user(contract, table, latest, kind, (y if y.ndim == 1 else y[:, -1]) == 1)
+    return Encoded(x, y, present, group, user, ids, part, clipped, unknown)
 
 
 def bound_rows(contract: Contract, table: Table, kind: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -283,3 +289,23 @@ def _group(contract: Contract, table: Table, latest: np.ndarray, kind: str | Non
             )
         place = place * len(names) + code
     return place
+
+
+def _user(
+    contract: Contract, table: Table, latest: np.ndarray, kind: str | None, outcome: np.ndarray
+) -> np.ndarray:
+    """Place in `contract.users_shape[1:]` (practice, intensity, lead) of each person's most recent row, int64 (n,)."""
+    assert contract.users_shape is not None  # noqa: S101 - the caller's case
+    needs, nobody = contract.needs(kind), np.zeros(len(latest), dtype=np.int64)
+    practice, intensity, lead = contract.practice, contract.intensity, contract.lead_time
+    flagged = practice.flags(table[practice.column][latest]).astype(np.int64) if practice else nobody
+    level = nobody
+    if intensity is not None:
+        group = intensity.group
+        if intensity.column in needs:
+            level = group.codes(table[intensity.column][latest])
+        else:  # in a block that this agency does not hold
+            level = np.full(len(latest), group.level_names.index("other"))
+    band = lead.codes(table[lead.column][latest]) if lead else nobody
+    places = (flagged, level, np.where(outcome, 1 + band, 0))
+    return np.asarray(np.ravel_multi_index(places, contract.users_shape[1:]), np.int64)

@@ -272,17 +272,17 @@ def test_every_contract_is_usable(name: str) -> None:
 
 DEFENDANTS = """id,name,first,last,dob,sex,race,age,juv_fel_count,juv_misd_count,juv_other_count,priors_count,\
 days_b_screening_arrest,c_case_number,c_charge_degree,c_charge_desc,is_recid,r_case_number,vr_case_number,score_text,\
-compas_screening_date,two_year_recid,decile_score
+compas_screening_date,two_year_recid,decile_score,r_offense_date
 901,zed canary,zed,canary,1960-01-02,Male,Caucasian,40,0,0,0,3,-1,13009111CF10A,F,Possession of Cocaine,1,13008222MM10A,\
-13008333CF10A,Low,2013-05-01,1,4
-902,yan canary,yan,canary,1961-01-02,Female,Other,23,0,0,0,1,-1,13009112CF10A,F,Grand Theft,0,,,Low,2013-05-01,0,4
-903,xan canary,xan,canary,1962-01-02,Male,Asian,24,0,0,0,1,-1,13009113MM10A,M,Battery,0,,,High,2014-04-01,1,4
-904,wes canary,wes,canary,1963-01-02,Male,Asian,25,0,0,0,1,-1,13009114TC10A,M,DUI,0,,,High,2013-05-01,0,4
-905,vic canary,vic,canary,1964-01-02,Male,Asian,26,0,0,0,1,-31,13009115MM10A,M,Battery,0,,,High,2013-05-01,0,4
-906,una canary,una,canary,1965-01-02,Male,Asian,27,0,0,0,1,,13009116MM10A,M,Battery,0,,,High,2013-05-01,0,4
-907,tom canary,tom,canary,1966-01-02,Male,Asian,28,0,0,0,1,0,13009117MM10A,O,Battery,0,,,High,2013-05-01,0,4
-908,sal canary,sal,canary,1967-01-02,Male,Asian,29,0,0,0,1,0,13009118MM10A,M,Battery,-1,,,High,2013-05-01,0,4
-909,rob canary,rob,canary,1968-01-02,Male,Asian,30,0,0,0,1,0,13009119MM10A,M,Battery,0,,,,2013-05-01,0,4
+13008333CF10A,Low,2013-05-01,1,4,2013-07-05
+902,yan canary,yan,canary,1961-01-02,Female,Other,23,0,0,0,1,-1,13009112CF10A,F,Grand Theft,0,,,Low,2013-05-01,0,4,2015-06-01
+903,xan canary,xan,canary,1962-01-02,Male,Asian,24,0,0,0,1,-1,13009113MM10A,M,Battery,0,,,High,2014-04-01,1,4,2016-06-01
+904,wes canary,wes,canary,1963-01-02,Male,Asian,25,0,0,0,1,-1,13009114TC10A,M,DUI,0,,,High,2013-05-01,0,4,
+905,vic canary,vic,canary,1964-01-02,Male,Asian,26,0,0,0,1,-31,13009115MM10A,M,Battery,0,,,High,2013-05-01,0,4,
+906,una canary,una,canary,1965-01-02,Male,Asian,27,0,0,0,1,,13009116MM10A,M,Battery,0,,,High,2013-05-01,0,4,
+907,tom canary,tom,canary,1966-01-02,Male,Asian,28,0,0,0,1,0,13009117MM10A,O,Battery,0,,,High,2013-05-01,0,4,
+908,sal canary,sal,canary,1967-01-02,Male,Asian,29,0,0,0,1,0,13009118MM10A,M,Battery,-1,,,High,2013-05-01,0,4,
+909,rob canary,rob,canary,1968-01-02,Male,Asian,30,0,0,0,1,0,13009119MM10A,M,Battery,0,,,,2013-05-01,0,4,
 """
 
 
@@ -311,6 +311,15 @@ def test_the_court_is_filtered_and_divided(made_up_court: Path) -> None:
     corrected = tables_of(datasets.compas(made_up_court, made_up_court / "corrected", cohort="corrected"))
     assert len(corrected["misdemeanour"]) == 0  # screened on 2014-04-01
     one = tables_of(datasets.compas(made_up_court, made_up_court / "one", sites="one"))
+    days = one["broward"].set_index("age")["days_to_reoffence"]
+    assert days[40] == 65
+    assert days[[23, 24, 25]].isna().all()  # no outcome; beyond the two years; nothing
+    assert one["broward"].set_index("age")["score_text"].to_dict() == {
+        40: "Low",
+        23: "Low",
+        24: "High",
+        25: "High",
+    }
     assert one["broward"]["person_id"].tolist() == [f"broward-{i:05d}" for i in range(1, 5)]
 
 
@@ -320,7 +329,7 @@ def test_no_identifier_of_a_defendant_is_written_or_logged(
     folder = datasets.compas(made_up_court, made_up_court / "out").parent
     assert_no_identifier(folder)
     said = caplog.text + "".join(capsys.readouterr())
-    for canary in ("canary", "1960-01-02", "13009111", "13008222", "Cocaine"):
+    for canary in ("canary", "1960-01-02", "2013-07-05", "13009111", "13008222", "Cocaine"):
         assert canary not in said
         assert not any(canary.encode() in written for written in unpacked(folder))
 
@@ -409,6 +418,23 @@ def test_every_real_table_fits_its_contract_and_names_nobody(name: str, cache: P
             assert validate(contract, table, agency.kind) == ()
             assert agency.public_size == pytest.approx(len(table[contract.label.column]), rel=0.05)
         assert_no_identifier(path.parent)
+
+
+def test_the_practice_of_compas_is_the_published_score(cache: Path) -> None:
+    """Of ProPublica's filter; the data README has the accuracy of a decile from 5 on. No model may see the score."""
+    (table,) = tables_of(prepare("compas", {"root": real_root(), "sites": "one"}, cache)).values()
+    contract = Contract.from_dict(yaml.safe_load((CONTRACTS / "compas.yaml").read_text()))
+    assert contract.practice is not None
+    assert contract.lead_time is not None
+    flagged = contract.practice.flags(table[contract.practice.column].to_numpy(object))
+    assert (flagged == (table["two_year_recid"] == 1)).mean() == pytest.approx(0.66, abs=0.005)
+    days = table[contract.lead_time.column]
+    assert days.notna().sum() == 2809 - 41
+    assert days[table["two_year_recid"] == 0].isna().all()
+    assert days.min() == 1
+    assert days.max() <= 731
+    seen = {column.name for column in contract.columns}
+    assert not seen & {"score_text", "decile_score", "days_to_reoffence"}
 
 
 def test_the_groups_of_compas_are_the_published_ones(cache: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_budget_that_would_be_exceeded_is_refused_and_nothing_is_reserved(
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda text: text.replace('"version":"4"', '"version":"3"'), Reason.VERSION),
+        (lambda text: text.replace('"version":"5"', '"version":"4"'), Reason.VERSION),
         (lambda text: text.replace('"strategy":"fedavgm",', ""), Reason.MALFORMED),
         (lambda text: text.replace('"rounds":2', '"rounds":0'), Reason.MALFORMED),
         (lambda text: text.replace('"rounds":2', '"rouns":2'), Reason.MALFORMED),
@@ -362,7 +362,10 @@ def test_a_key_that_is_written_binds_a_simulation_too(plan: TrainPlan, key: str,
             "policy.toml: contracts.0 must be a contract's SHA-256, 64 small hexadecimal digits, as `fedrisk-node policy "
             "show` prints it; got 'abc'",
         ),
-        ("releases = ['all']", "policy.toml: releases.0 should be 'train', 'evaluate' or 'stats', got 'all'"),
+        (
+            "releases = ['all']",
+            "policy.toml: releases.0 should be 'train', 'evaluate', 'users' or 'stats', got 'all'",
+        ),
         (
             "[hours]\ntimezone = 'London'\nfrom = '08:00'\nto = '18:00'",
             "policy.toml: hours.timezone must be a time zone that this machine knows, as Europe/London, got 'London'",

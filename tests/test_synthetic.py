@@ -1,5 +1,6 @@
 """The made-up population is what docs/synthetic.md says it is: seeded, with a known risk and known disparities."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from experiments.synthetic import (
     KINDS,
     MAY_BE_MISSING,
     PEOPLE,
+    PRACTICE,
     SCALES,
     SHARED,
     Options,
@@ -219,6 +221,8 @@ def test_missing_values_are_where_and_as_often_as_declared(agencies: Tables, peo
     for kind in KINDS:
         for name, column in agencies[kind.name].items():
             missing = np.array([value is None or value != value for value in column]).mean()
+            if name == "months_to_incident":
+                continue
             rate = kind.gaps * people.options.missing if name in MAY_BE_MISSING else 0
             assert (
                 missing == pytest.approx(rate, abs=4 * np.sqrt(0.1 / len(column))) if rate else missing == 0
@@ -228,9 +232,46 @@ def test_missing_values_are_where_and_as_often_as_declared(agencies: Tables, peo
 def test_agencies_differ_and_hold_only_their_own_block(agencies: Tables) -> None:
     for kind in KINDS:
         columns = set(agencies[kind.name]) - {"person_id", "month", "sex", "ethnicity", "incident_12m"}
+        columns -= {"months_to_incident", "on_list"}
         assert columns == set(SHARED) | set(BLOCKS[kind.block])
     ages = [np.mean(table["age"]) for table in agencies.values()]
     assert max(ages) - min(ages) > 10
+
+
+def test_the_columns_of_an_agency_are_what_they_were_before_two_more_were_drawn(agencies: Tables) -> None:
+    """SHA-256 of every earlier column of every agency, of the commit before lead time and practice were added."""
+    digest = hashlib.sha256()
+    for name, table in agencies.items():
+        for column in sorted(set(table) - {"months_to_incident", "on_list"}):
+            digest.update(f"{name} {column} {table[column].tolist()}".encode())
+    assert digest.hexdigest() == "095e8b581cdcfbedc26d9d2e567353043a27de1df306674e0014e4991c965b6c"
+
+
+def test_whoever_is_known_well_is_more_at_risk_and_sooner_and_a_rule_of_today_misses_some(
+    many: Population,
+) -> None:
+    found = tables(many)
+    together = {
+        name: np.concatenate([table[name] for table in found.values()])
+        for name in ("prior_contacts", "earlier_incident", "incident_12m", "months_to_incident", "on_list")
+    }
+    contacts, months, outcome = (
+        together[name] for name in ("prior_contacts", "months_to_incident", "incident_12m")
+    )
+    assert np.isnan(months[outcome == 0]).all()
+    assert np.isnan(months[outcome == 1]).mean() == pytest.approx(PRACTICE.no_date, abs=0.005)
+    assert np.nanmin(months) >= 0
+    assert np.nanmax(months) <= HORIZON
+    levels = [contacts < 2, (contacts >= 2) & (contacts < 6), contacts >= 6]
+    assert [outcome[level].mean() for level in levels] == pytest.approx([0.12, 0.24, 0.49], abs=0.04)
+    medians = [float(np.nanmedian(months[level])) for level in levels]
+    assert medians == sorted(medians, reverse=True)
+    assert medians[0] - medians[2] > 1
+    rule = (contacts >= PRACTICE.contacts) | (together["earlier_incident"] == 1)
+    listed = together["on_list"] == 1
+    assert not (listed & ~rule).any()
+    assert listed[rule].mean() == pytest.approx(PRACTICE.looked_at, abs=0.01)
+    assert 0.3 < listed[outcome == 1].mean() < 0.7, "it finds many, and misses many"
 
 
 def test_public_sizes_are_declared_not_counted(people: Population) -> None:

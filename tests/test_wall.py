@@ -33,7 +33,7 @@ from federation.server.result import RunFacts
 from federation.server.rounds import RunError, run_federation
 
 CANARY = "CANARY9C4E"  # in texts, names and paths
-AGE, VISITS = 61.0312571, 7.7182843  # numbers that nothing else computes
+AGE, VISITS, DAYS = 61.0312571, 7.7182843, 83.1928374  # numbers that nothing else computes
 WIRE: list[bytes] = []  # everything that was sent, both ways
 REPLIES: list[Message] = []
 SECRETS: dict[str, bytes] = {}  # what masks grow from, as it was on the agencies' disks during a run
@@ -85,6 +85,9 @@ def planted(folder: Path) -> Path:
     contract = CONTRACT | {
         "columns": CONTRACT["columns"] | {"borough": {"type": "category", "levels": ["east", "west"]}},
         "groups": {"sex": {"column": "sex", "levels": {"female": ["f"], "male": ["m"]}}},
+        "intensity": {"column": "contacts", "levels": {"seldom": ["0"], "often": ["1", "2"]}},
+        "lead_time": {"column": "days", "edges": [30, 90], "unit": "days"},
+        "practice": {"column": "listed", "positive": ["yes"]},
     }
     (folder / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
     listing = yaml.safe_load((folder / "agencies.yaml").read_text())
@@ -105,14 +108,16 @@ def planted_rows(seed: int, n: int = 300) -> list[dict[str, Any]]:
             f"{CANARY}-column": 1,
         }
         row |= {"outcome": row["outcome"] or f"{CANARY}-no"}
+        row |= {"contacts": i % 3, "days": i, "listed": "yes" if i % 4 == 0 else f"{CANARY}-list"}
         row |= {"age": AGE, "visits": VISITS, "sex": f"{CANARY}-sex"} if i % 10 == 0 else {}
+        row |= {"contacts": f"{CANARY}-contacts", "days": DAYS} if i % 5 == 0 else {}
     return found
 
 
 def canaries(folder: Path) -> dict[str, bytes]:
     """What to search for: texts, numbers as text and as they lie in memory, and each node's split key."""
     found = {"a cell, a name or a path": CANARY.encode()}
-    for value in (AGE, VISITS, (AGE - 50) / 50, (VISITS - 5) / 5):
+    for value in (AGE, VISITS, DAYS, (AGE - 50) / 50, (VISITS - 5) / 5):
         found |= {f"{value}": f"{value}"[:7].encode(), f"{value} f8": struct.pack("<d", value)}
         found[f"{value} f4"] = struct.pack("<f", value)
     keys = {str(path): path.read_bytes() for path in folder.rglob("split.key")}
@@ -171,7 +176,9 @@ def test_the_search_finds_what_is_there(planted: Path, make_study: MakeStudy) ->
     (node, *_) = make_nodes(study, planted / "run")
     own = files_under(planted / CANARY) | files_under(planted / "run")
     found = "\n".join(leaks(own.items(), planted))
-    assert all(f"{what} in " in found for what in ("a cell, a name or a path", f"{AGE}", f"{VISITS}"))
+    assert all(
+        f"{what} in " in found for what in ("a cell, a name or a path", f"{AGE}", f"{VISITS}", f"{DAYS}")
+    )
     assert f"key {node}/split.key in " in found
     SECRETS.update(secrets_in(node))
     own = [(path, content) for path, content in files_under(node).items() if path.name == "signing.key"]
@@ -260,6 +267,30 @@ def test_an_error_at_any_step_is_unavailable_and_says_nothing(
     assert any(isinstance(reply, RoundReply | MaskedReply) for reply in replies) == (step in LATER)
     assert not any(message.has_error() for message in REPLIES)
     said = [("the coordinator's error", str(stopped.value).encode())]
+    logs = [(path, path.read_bytes()) for path in planted.rglob("log/*")]
+    assert leaks([*enumerate(WIRE), *said, *logs, *outside(planted / "run").items()], planted) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"), [("noised_users", ()), ("user_counts", SHARED)], ids=["local", "shared"]
+)
+def test_an_error_in_the_table_of_users_is_unavailable_and_says_nothing(
+    planted: Path,
+    make_study: MakeStudy,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """It comes last, so the run ends with a result that has no such table."""
+    study = make_study("rounds=2", "join_timeout=0.1", "round_timeout=0.2", *overrides)
+    nodes = make_nodes(study, planted / "run")
+    grid = Wiretap(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    monkeypatch.setattr(f"clients.node.{step}", quoting)
+    result = run_federation(grid, study.experiment, RunFacts("run-1", "local", True), planted / "run")
+    refusals = [reply for message in REPLIES if isinstance(reply := wire.read_reply(message), Refusal)]
+    assert [reply.reason for reply in refusals] == [Reason.UNAVAILABLE] * 3
+    assert result["users"]["sigma"] is None
+    said = [("result", json.dumps(result).encode())]
     logs = [(path, path.read_bytes()) for path in planted.rglob("log/*")]
     assert leaks([*enumerate(WIRE), *said, *logs, *outside(planted / "run").items()], planted) == []
 

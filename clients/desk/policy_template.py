@@ -20,7 +20,8 @@ POLICY = """\
 # How the coordinator may combine what the agencies send.
 #: strategies = ["dp_fedsgd"]
 
-# What may leave, always with noise: "train" (changes of a model), "evaluate" (tables of scores and outcomes),
+# What may leave, always with noise: "train" (changes of a model), "evaluate" (tables of scores and outcomes), "users"
+# (a table of who is flagged by use of services, lead time and today's practice, as far as the contract declares them),
 # "stats" (quantiles of one column); and the columns that may be asked for.
 #: releases = ["train", "evaluate"]
 #: stats_columns = ["age"]

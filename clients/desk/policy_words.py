@@ -11,6 +11,7 @@ from models.contract import Contract
 KINDS = {
     "train": "training",
     "evaluate": "tables of scores and outcomes",
+    "users": "tables of use of services, lead time and today's practice",
     "stats": "statistics of one column",
 }
 

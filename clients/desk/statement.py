@@ -170,14 +170,15 @@ def _events(charges: Iterable[Entry]) -> list[Event]:
 
 
 def _left(events: Iterable[Event], orders: int) -> Left:
-    counts = {"train": 0, "evaluate": 0, "stats": 0}
+    counts = {"train": 0, "evaluate": 0, "users": 0, "stats": 0}
     for event in events:
         counts[event.kind] += event.steps
-    return Left(counts["train"], counts["evaluate"], counts["stats"], orders)
+    return Left(counts["train"], counts["evaluate"] + counts["users"], counts["stats"], orders)
 
 
 def _kind(event: Event) -> str:
-    return {"train": "training", "stats": "statistics"}.get(event.kind, f"tables of {event.part} people")
+    names = {"train": "training", "users": "tables of users", "stats": "statistics"}
+    return names.get(event.kind, f"tables of {event.part} people")
 
 
 def _epsilons(events: list[Event], delta: float) -> dict[Viewer, float]:

@@ -199,10 +199,27 @@ def _others(contract: Contract, kind: str | None) -> list[tuple[str, str, str, s
     if contract.holds_label(kind):
         positive = f"positive: {', '.join(label.positive)}"
         found.append((label.column, f"outcome, {label.horizon}", positive, label.description))
+        found += _of_users(contract)
     found.append(
         (contract.split, "says who trains and who tests", "train, tune or test", "the part of a person")
     )
     return [(name, role, values, said) for name, role, values, said in found if name is not None]
+
+
+def _of_users(contract: Contract) -> list[tuple[str, str, str, str]]:
+    """What the table of users reads of people with a label."""
+    intensity, lead, practice = contract.intensity, contract.lead_time, contract.practice
+    found = []
+    if intensity is not None:
+        levels = ", ".join(level.name for level in intensity.levels)
+        found.append((intensity.column, "how intensively services are used", levels, intensity.description))
+    if lead is not None:
+        values = f"{lead.unit}, in bands cut at {', '.join(f'{edge:g}' for edge in lead.edges)}"
+        found.append((lead.column, "time to the outcome, never a feature", values, lead.description))
+    if practice is not None:
+        values = f"flagged: {', '.join(practice.positive)}"
+        found.append((practice.column, "today's practice, never a feature", values, practice.description))
+    return found
 
 
 def _values(column: Column) -> str:

@@ -32,6 +32,7 @@ class Part:
     y: np.ndarray | None
     present: np.ndarray
     group: np.ndarray
+    user: np.ndarray | None = None
 
 
 @final
@@ -101,7 +102,9 @@ class _Encoder:
             shape = (n,) if self._rows == 1 else (n, self._rows)
             x = np.zeros((*shape, len(layout(contract).names)), dtype=np.float32)
             y = np.zeros(shape, dtype=np.float32) if labelled else None
-            self._parts[name] = Part(x, y, np.zeros(shape, dtype=np.float32), np.zeros(n, dtype=np.int64))
+            user = np.zeros(n, dtype=np.int64) if labelled and contract.users_shape is not None else None
+            present, group = np.zeros(shape, dtype=np.float32), np.zeros(n, dtype=np.int64)
+            self._parts[name] = Part(x, y, present, group, user)
 
     def encode(self, found: Gathered, rows: int, said: str) -> Dataset:
         filled = dict.fromkeys(PART_NAMES, 0)
@@ -125,7 +128,7 @@ class _Encoder:
 
     @staticmethod
     def _fill(part: Part, where: slice, encoded: object, who: np.ndarray) -> None:
-        for name in ("x", "y", "present", "group"):
+        for name in ("x", "y", "present", "group", "user"):
             into, values = getattr(part, name), getattr(encoded, name)
             if into is not None:
                 into[where] = values[who]

@@ -36,6 +36,11 @@ def known_values(contract: Contract) -> dict[str, tuple[str, ...]]:
                 value for level in group.levels for value in level.values
             )
     found.setdefault(contract.label.column, []).extend(contract.label.positive)
+    if contract.intensity is not None and not contract.intensity.edges:
+        values = [value for level in contract.intensity.levels for value in level.values]
+        found.setdefault(contract.intensity.column, []).extend(values)
+    if contract.practice is not None:
+        found.setdefault(contract.practice.column, []).extend(contract.practice.positive)
     if contract.split is not None:
         found.setdefault(contract.split, []).extend(PARTS)
     return {name: tuple(dict.fromkeys(values)) for name, values in found.items()}

@@ -331,7 +331,7 @@ def _policy(contract: dict[str, Any]) -> dict[str, Any]:
         "contracts": [Contract.from_dict(contract).sha256],
         "models": ["logistic"],
         "strategies": ["fedavgm", "dp_fedsgd"],
-        "releases": ["train", "evaluate"],
+        "releases": ["train", "evaluate", "users"],
         "min_people": 50,
         "max_honest": 2,
         "budget": {"life": 1000.0, "delta": 1e-5},

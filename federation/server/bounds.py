@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from federation.experiment import Experiment
-from federation.plan import LARGEST_WEIGHT, Part, Participant, TrainPlan
+from federation.plan import LARGEST_WEIGHT, Participant, TrainPlan
 from federation.protocol import Weights
 
 MOST_PEOPLE = 2.0  # times its declared size: more people than that an honest agency does not have
@@ -109,9 +109,9 @@ def cannot_be(delta: Weights, weights: Weights, held: Mapping[str, np.ndarray]) 
     return None
 
 
-def table_bound(plan: TrainPlan, part: Part, participant: Participant) -> float:
-    """The most that a cell of an honest agency's score table can say, in people, its noise included."""
-    sigma = plan.privacy.tune_sigma if part == "tune" else plan.privacy.test_sigma
+def table_bound(plan: TrainPlan, table: str, participant: Participant) -> float:
+    """The most that a cell of an honest agency's `table` can say, in people, its noise included."""
+    sigma = plan.privacy.tune_sigma if table == "tune" else plan.privacy.test_sigma
     return MOST_PEOPLE * participant.public_size + TABLE_TAIL * sigma
 
 

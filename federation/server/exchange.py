@@ -26,6 +26,7 @@ from federation.protocol import (
 from federation.server import bounds
 from federation.server.strategies import Update
 from models import risk
+from models.contract import Contract
 from models.features import layout
 
 
@@ -141,12 +142,11 @@ def ask(grid: Grid, experiment: Experiment, federation: Federation, order: Round
     """Send `order` to every agency in the run; agencies that refuse leave it, and are named."""
     plan, got = order.plan, Round()
     found = answers(grid, experiment, federation, wire.pack_round_orders(order, federation.nodes), got)
-    n_groups = len(experiment.data_contract.group_names)
     held = held_masks(experiment)
     for name, (message, reply) in found.items():
         participant = plan.participant(name)
         holds = held.get(participant.kind, {})
-        problem = _problem(reply, name, order, n_groups)
+        problem = _problem(reply, name, order, experiment.data_contract)
         if problem is None and isinstance(reply, RoundReply) and reply.delta is not None:
             limit = bounds.bound_of(experiment, plan, name, order.weights, holds)
             delta, times = bounds.bounded(reply.delta, limit)
@@ -324,16 +324,24 @@ def status_of(reason: Reason) -> str:
     return _STATUS.get(reason, "refused")
 
 
-def _problem(reply: object, name: str, order: RoundOrder, n_groups: int) -> str | None:
+def table_shape(contract: Contract, plan: TrainPlan, table: str) -> tuple[int, ...]:
+    """The shape of a table that an agency sends: a score table of a part, or `users`."""
+    if table == "users" and contract.users_shape is not None:
+        return contract.users_shape
+    return len(contract.group_names), len(plan.edges) - 1, 2
+
+
+def _problem(reply: object, name: str, order: RoundOrder, contract: Contract) -> str | None:
     """Why a reply is rejected, or None. It names the rule, and no value of the reply."""
     if not isinstance(reply, RoundReply) or reply.agency != name:
         return NOT_A_REPLY
-    if order.train != (reply.delta is not None) or set(reply.tables) != set(order.evaluate):
+    if order.train != (reply.delta is not None) or set(reply.tables) != set(order.tables):
         return "the reply is not what was ordered"
     if reply.releases != order.releases:
         return "the reply was charged as something else than was ordered"
-    shape = (n_groups, len(order.plan.edges) - 1, 2)
-    expected: dict[str, tuple[tuple[int, ...], type]] = dict.fromkeys(order.evaluate, (shape, np.float64))
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        table: (table_shape(contract, order.plan, table), np.float64) for table in order.tables
+    }
     arrays = dict(reply.tables)
     if reply.delta is not None:
         expected |= {f"delta/{key}": (value.shape, np.float32) for key, value in order.weights.items()}
@@ -346,9 +354,9 @@ def _problem(reply: object, name: str, order: RoundOrder, n_groups: int) -> str 
         if not np.isfinite(arrays[key]).all():
             return f"{key} has NaN or infinite values"
     participant = order.plan.participant(name)
-    for part in order.evaluate:
-        if (np.abs(reply.tables[part]) > bounds.table_bound(order.plan, part, participant)).any():
-            return f"{part} counts more people in a cell than {bounds.MOST_PEOPLE:g} x its declared size"
+    for table in order.tables:
+        if (np.abs(reply.tables[table]) > bounds.table_bound(order.plan, table, participant)).any():
+            return f"{table} counts more people in a cell than {bounds.MOST_PEOPLE:g} x its declared size"
     return None
 
 

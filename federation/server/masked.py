@@ -36,6 +36,7 @@ from federation.server.exchange import (
     Round,
     answers,
     held_masks,
+    table_shape,
     too_few,
 )
 from federation.server.strategies import Update
@@ -149,9 +150,16 @@ def _collect(
 def _fits(reply: MaskedReply, order: RoundOrder) -> bool:
     shared = order.plan.privacy.shared
     assert shared is not None  # noqa: S101 - only asked behind masks
-    length = len(order.evaluate) * shared.cells + order.train * shared.parameters
+    length = sum(_cells(order, table) for table in order.tables) + order.train * shared.parameters
     of_type = reply.vector.dtype == np.dtype(f"uint{shared.bits}")
     return bool(of_type and reply.vector.shape == (length,) and reply.releases == order.releases)
+
+
+def _cells(order: RoundOrder, table: str) -> int:
+    """How many numbers a table of the order has."""
+    shared, users = order.plan.privacy.shared, order.plan.users
+    assert shared is not None  # noqa: S101 - only asked behind masks
+    return users.cells if table == "users" and users is not None else shared.cells
 
 
 def _unmask(
@@ -195,14 +203,16 @@ def _read_sum(
     plan = order.plan
     shared = plan.privacy.shared
     assert shared is not None  # noqa: S101 - only asked behind masks
-    shape = (len(experiment.data_contract.group_names), len(plan.edges) - 1, 2)
-    for i, part in enumerate(order.evaluate):
-        cells = total[i * shared.cells : (i + 1) * shared.cells] / shared.steps_per_person
-        got.tables[part] = {together(len(got.replied)): cells.reshape(shape)}
-    if order.train and message is not None:
-        sums = total[len(order.evaluate) * shared.cells :] * (
-            plan.privacy.max_grad_norm / shared.steps_per_norm
+    start = 0
+    for table in order.tables:
+        stop = start + _cells(order, table)
+        counts = (total[start:stop] / shared.steps_per_person).reshape(
+            table_shape(experiment.data_contract, plan, table)
         )
+        got.tables[table] = {together(len(got.replied)): counts}
+        start = stop
+    if order.train and message is not None:
+        sums = total[start:] * (plan.privacy.max_grad_norm / shared.steps_per_norm)
         delta = _step(experiment, order, sums, got.replied)
         got.updates = [Update(message, delta, 1.0, {})]
 

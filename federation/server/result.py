@@ -24,6 +24,7 @@ from federation.server import bounds
 from federation.server.analysis import analysis
 from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
+from federation.server.users import users_of
 from models.capacity import Capacity, cutoff_within
 from models.features import layout
 from models.metrics import summarise
@@ -127,6 +128,7 @@ def build_result(
         "tables": "per_agency" if plan.privacy.shared is None else "summed",
         "analysis": _analysis(experiment, plan, final["round"], state),
         "scoring": scoring(experiment, plan, final["round"], state.tables),
+        "users": users_of(experiment, plan, final["round"], state.tables),
         "reference": None,
         "files": {
             "report": "report.html",
@@ -143,7 +145,7 @@ def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Event]:
     """The releases that `counts` orders of each kind were charged as."""
     made = [plan.train_release()] * counts.get("train", 0)
     made += [plan.table_release("tune")] * counts.get("tune", 0)
-    return made + [plan.table_release("test")] * counts.get("test", 0)
+    return made + [plan.table_release("test"), *plan.users_releases()] * counts.get("test", 0)
 
 
 def checkpoint_record(

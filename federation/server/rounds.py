@@ -178,9 +178,7 @@ def _after(
 ) -> Checkpoint:
     """The state with one more round in it: the newest tables, spending, who replied, a metrics record."""
     plan = order.plan
-    tables = {
-        key: table for key, table in state.tables.items() if key.partition("/")[0] not in order.evaluate
-    }
+    tables = {key: table for key, table in state.tables.items() if key.partition("/")[0] not in order.tables}
     measured = order.round - 1
     for part, each in got.tables.items():
         tables |= {f"{part}/{measured}/{whose}": table for whose, table in each.items()}
