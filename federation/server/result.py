@@ -116,6 +116,7 @@ def build_result(
         "final": final,
         "scoring": scoring(experiment, plan, final["round"], state.tables),
         "reference": None,
+        "cautions": [],
         "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
     }
 
