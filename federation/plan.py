@@ -19,9 +19,10 @@ from federation import masks
 from federation.release import Event, Release, SharedRelease
 from models.spec import ModelSpec
 
-VERSION = "4"
+VERSION = "5"
 
 Part = Literal["train", "tune", "test"]
+FairMethod = Literal["group_multipliers", "qffl"]
 _SLUG, _SHA256 = r"^[a-z0-9][a-z0-9_-]{0,63}$", r"^[0-9a-f]{64}$"
 _PATTERNS = {
     _SLUG: "must be small letters, digits, - and _, at most 64",
@@ -279,6 +280,27 @@ class LocalPlan(Agreed):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class FairTraining(Agreed):
+    """How a run tries to be fairer while it trains (docs/fairness.md); no agency can check the coordinator's part of it.
+
+    `group_multipliers`: orders bring numbers in [1 / `most`, `most`] by which people's clipped gradients count, by level of
+    the audit group `by` and by outcome (`federation.multipliers`). `qffl`: the coordinator weighs agencies by loss^`q`,
+    of which the agencies' tune tables tell it.
+    """
+
+    method: FairMethod
+    by: str | None = None
+    most: Annotated[float, Field(ge=1, le=100)] | None = None
+    q: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def says_its_own(self) -> Self:
+        given = tuple(value is not None for value in (self.by, self.most, self.q))
+        if given != ((True, True, False) if self.method == "group_multipliers" else (False, False, True)):
+            raise ValueError("fairness: group_multipliers has by and most, qffl has q")
+        return self
+
+
 class Terms(Agreed):
     """What every plan says: what it is for, under which contract, among whom, and how people are dealt into parts.
 
@@ -321,6 +343,7 @@ class TrainPlan(Terms):
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
+    fairness: FairTraining | None = None
     registration: Registered | None = None
 
     @model_validator(mode="after")
@@ -328,6 +351,10 @@ class TrainPlan(Terms):
         shared = self.privacy.shared
         if shared is None:
             return self
+        if self.fairness is not None and self.fairness.method == "qffl":
+            raise ValueError(
+                "fairness: qffl needs each agency's own loss, and behind masks there is only a sum"
+            )
         if self.local.steps != 1 or self.local.proximal_mu:
             raise ValueError(
                 "shared noise needs local.steps = 1 and no proximal term: others' noise never reaches a step "

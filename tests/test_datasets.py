@@ -472,7 +472,7 @@ def test_classes_are_by_race_or_sex_and_by_the_label_where_asked() -> None:
 
 
 def test_too_many_agencies_for_so_few_people_are_refused() -> None:
-    with pytest.raises(DataError, match="no draw with alpha=0.5 gives each of 15 agencies 60 people"):
+    with pytest.raises(DataError, match=r"no draw with alpha=0\.5 gives each of 15 agencies 60 people"):
         Dirichlet(agencies=15, alpha=0.5, by="race", seed=0).deal(np.zeros(800, int))
 
 

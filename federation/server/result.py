@@ -18,7 +18,7 @@ from federation import installed
 from federation.experiment import Experiment
 from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
-from federation.server import bounds
+from federation.server import bounds, fair
 from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
 from models.features import layout
@@ -117,6 +117,7 @@ def build_result(
         "scoring": scoring(experiment, plan, final["round"], state.tables),
         "reference": None,
         "cautions": [],
+        "fairness_training": fair.facts(settings.fairness, state.history.get("fairness")),
         "files": {"report": "report.html", "model": "model/model.safetensors", "checkpoints": "checkpoints"},
     }
 
