@@ -159,7 +159,7 @@ class Fairness(Agreed):
     method: Literal["none", "group_multipliers", "qffl"] = "none"
     by: str | None = None
     criterion: Literal["equalized_odds", "equal_opportunity"] = "equalized_odds"
-    rate: Positive = 2.0
+    rate: Positive = 0.5
     step: Positive = 0.5
     most: Annotated[float, Field(ge=1, le=100)] = 3.0
     floor: Annotated[float, Field(gt=0, lt=1)] = 0.03

@@ -2,13 +2,14 @@
 
 Group multipliers. At each checkpoint the agencies' tune tables are added, and for each level a of one audit group
 
-    log m_{a,1} += cut(rate x (TPR - TPR_a)),        log m_{a,0} += cut(rate x (FPR_a - FPR)),
+    g_{a,1} = TPR - TPR_a,    g_{a,0} = FPR_a - FPR,    log m_{a,y} += cut(rate x (2 g_{a,y} - g'_{a,y}))
 
-with TPR and FPR those of everyone and cut to [-step, step]; then `multipliers.bounded`. So a level whose positives are missed,
-or whose negatives are flagged, more often than others' counts more. This is the multiplicative update of a Lagrangian's
-multipliers (Agarwal et al., A Reductions Approach to Fair Classification, ICML 2018, arXiv:1803.02453), taken on a few
-looks at held-out people as in FairBatch (Roh et al., ICLR 2021, arXiv:2012.01696). A rate that cannot be told from noise
-moves nothing.
+with TPR and FPR those of everyone, g' the gap one checkpoint before and cut to [-step, step]; then `multipliers.bounded`.
+So a level whose positives are missed, or whose negatives are flagged, more often than others' counts more. This is the
+multiplicative update of a Lagrangian's multipliers (Agarwal et al., A Reductions Approach to Fair Classification, ICML
+2018, arXiv:1803.02453), taken on a few looks at held-out people as in FairBatch (Roh et al., ICLR 2021, arXiv:2012.01696).
+The model follows a few rounds behind, so multipliers that only add up gaps swing past the middle; 2 g - g' is the
+optimistic step against that (Daskalakis et al., ICLR 2018, arXiv:1711.00141). A rate that cannot be told from noise has gap 0.
 
 q-FFL (Li et al., Fair Resource Allocation in Federated Learning, ICLR 2020, arXiv:1905.10497), Algorithm 2, for agencies k
 with public weights p_k, changes d_k = w_k - w of the round and losses F_k:
@@ -49,7 +50,7 @@ def start(settings: Fairness) -> State | None:
     """The state of a run that has learned nothing yet; None without a method."""
     if settings.method == "none":
         return None
-    return {"now": {}, "history": [], "losses": {}, "first": {}, "stopped": None}
+    return {"now": {}, "history": [], "gaps": {}, "losses": {}, "first": {}, "stopped": None}
 
 
 def after(
@@ -83,8 +84,9 @@ def after(
             "stopped": stopped,
         }
     levels = contract.group_margins[str(settings.by)]
-    moved = next_multipliers(settings, everyone, levels, cutoff, state["now"])
-    return {**_noted(state, measured, moved), "first": first}
+    now = gaps(settings, everyone, levels, cutoff)
+    moved = next_multipliers(settings, now, state["gaps"], state["now"])
+    return {**_noted(state, measured, moved), "first": first, "gaps": now}
 
 
 def _noted(state: State, measured: int, now: Mapping[str, float]) -> State:
@@ -99,28 +101,31 @@ def _lows(table: ScoreTable, cutoff: float) -> dict[str, float | None]:
 # --- group multipliers --------------------------------------------------------------------------------
 
 
-def next_multipliers(
-    settings: Fairness,
-    table: ScoreTable,
-    levels: Mapping[str, Sequence[int]],
-    cutoff: float,
-    before: Mapping[str, float],
+def gaps(
+    settings: Fairness, table: ScoreTable, levels: Mapping[str, Sequence[int]], cutoff: float
 ) -> dict[str, float]:
-    """Multipliers by `key`, in the order of `levels`, outcome 0 first."""
+    """How far each level is behind everyone, in [-1, 1], by `key`, outcome 0 first; 0 for what `criterion` leaves alone."""
     rates = {0: scores.false_positive_rate, 1: scores.true_positive_rate}
-    if settings.criterion == "equal_opportunity":
-        del rates[0]
-    logs = {key(settings.by, level, y): 0.0 for level in levels for y in (0, 1)}
-    logs |= {name: math.log(value) for name, value in before.items()}
-    for outcome, rate in rates.items():
-        of_all = rate(table.total(), cutoff)
-        for level, groups in levels.items():
-            behind = _behind(rate(table.pick(groups), cutoff), of_all, outcome)
-            logs[key(settings.by, level, outcome)] += float(
-                np.clip(settings.rate * behind, -settings.step, settings.step)
-            )
-    found = multipliers.bounded(np.exp(list(logs.values())), settings.most)
-    return dict(zip(logs, found.tolist(), strict=True))
+    of_all = {outcome: rate(table.total(), cutoff) for outcome, rate in rates.items()}
+    found = {}
+    for level, groups in levels.items():
+        for outcome, rate in rates.items():
+            matters = outcome == 1 or settings.criterion == "equalized_odds"
+            behind = _behind(rate(table.pick(groups), cutoff), of_all[outcome], outcome) if matters else 0.0
+            found[key(settings.by, level, outcome)] = behind
+    return found
+
+
+def next_multipliers(
+    settings: Fairness, now: Mapping[str, float], before: Mapping[str, float], held: Mapping[str, float]
+) -> dict[str, float]:
+    """The multipliers after gaps of `now`, by their keys; `before` and `held` (both {} at first) are the last ones'."""
+    moves = {name: settings.rate * (2 * gap - before.get(name, gap)) for name, gap in now.items()}
+    raw = [
+        held.get(name, 1.0) * math.exp(min(max(move, -settings.step), settings.step))
+        for name, move in moves.items()
+    ]
+    return dict(zip(moves, multipliers.bounded(raw, settings.most).tolist(), strict=True))
 
 
 def key(by: str | None, level: str, outcome: int) -> str:
