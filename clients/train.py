@@ -131,11 +131,9 @@ def dp_sum(
     weights = _flatten({name: p.detach().double() for name, p in module.named_parameters()})
     total = _summer(module, weights, max_grad_norm)
     with torch.inference_mode(_linear_layers(module) is not None):
-        batch = _drawn(x, y, present, share, sampling(len(x), sample_rate))
-        x, y, present, share = (None if t is None else t.double() for t in batch)
-        assert x is not None  # noqa: S101 - for mypy
-        assert y is not None  # noqa: S101 - for mypy
-        return total(x, y, present, share).numpy()
+        x, y, *others = _drawn(x, y, present, share, sampling(len(x), sample_rate))
+        rows, shares = (None if t is None else t.double() for t in others)
+        return total(x.double(), y.double(), rows, shares).numpy()
 
 
 def clipped_sum(

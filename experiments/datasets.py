@@ -662,7 +662,7 @@ def prepare(name: str, options: Mapping[str, Any], cache: Path) -> Path:
     if name == "heart":
         return heart(root, out, **options)
     if name in ("compas", "compas_violent"):
-        return compas(root, out, name=name, **options)
+        return compas(root, out, name=name, **options)  # type: ignore[arg-type]
     if name == "adult":
         return adult(root, out, **options)
     return iowa(root, out) if name == "iowa" else synthetic(out, **options)

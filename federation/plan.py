@@ -19,7 +19,7 @@ from federation import masks
 from federation.release import Event, Release, SharedRelease
 from models.spec import ModelSpec
 
-VERSION = "5"
+VERSION = "4"
 
 Part = Literal["train", "tune", "test"]
 FairMethod = Literal["group_multipliers", "qffl"]
