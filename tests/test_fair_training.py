@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from clients import rules
 from clients.desk import policy_words
 from clients.node import open_node
 from clients.policy import Policy
+from clients.records.data import Part
 from clients.train import clipped_sum, dp_sum, simulated_sampling
 from experiments.baselines import _message
+from experiments.benchmarks import fairness as comparison
 from experiments.planning import _toml
 from federation import multipliers, wire
 from federation.experiment import Experiment, Fairness, SettingsError, Strategy
@@ -446,3 +449,40 @@ def test_a_plan_behind_masks_cannot_say_q_ffl_either(make_shared: MakeStudy) -> 
         plan.but(fairness={"method": "qffl", "q": 1.0})
     with pytest.raises(ValueError, match="group_multipliers has by and most, qffl has q"):
         plan.but(fairness={"method": "group_multipliers", "q": 1.0})
+
+
+def test_multipliers_behind_masks_that_are_all_one_change_no_bit(
+    make_shared: MakeStudy, tmp_path: Path
+) -> None:
+    common = ("rounds=4", "evaluation.checkpoints=2", "round_timeout=5", "join_timeout=5")
+    federate(make_shared(*common), tmp_path / "plain")
+    result = federate(make_shared(*common, *BY_SEX, "fairness.most=1"), tmp_path / "ones")
+    same(last(tmp_path / "plain"), last(tmp_path / "ones"))
+    assert [entry["round"] for entry in result["fairness_training"]["history"]] == [4]
+
+
+# --- the comparison ---------------------------------------------------------------------------------------
+
+
+def test_the_comparison_measures_what_it_says() -> None:
+    """Group 0 at 0.5: TPR 1/2, FPR 1/2, accuracy 1/2. Group 1 at 0.5: TPR 1, FPR 0, accuracy 1."""
+    y = np.array([1, 1, 0, 0, 1, 0], np.float32)
+    score = np.array([0.9, 0.2, 0.7, 0.1, 0.8, 0.3])
+    part = Part(score[:, None].astype(np.float32), y, np.ones(6, np.float32), np.array([0, 0, 0, 0, 1, 1]))
+    bench: Any = SimpleNamespace(model=lambda weights: lambda x: x[:, 0], people={"a": {"test": part}})
+    state: Any = SimpleNamespace(weights={})
+    found = comparison.measures(bench, state, (0.5, 0.5))
+    assert found == pytest.approx(
+        {
+            "accuracy": 4 / 6,
+            "auc": 7 / 9,
+            "parity_gap": 0.0,
+            "tpr_gap": 0.5,
+            "fpr_gap": 0.5,
+            "worst_accuracy": 0.5,
+            "flagged": 0.5,
+        }
+    )
+    assert comparison.measures(bench, state, (0.15, 0.5))["tpr_gap"] == 0.0
+    row = comparison.table("made up", "none", [{"plain": found | {"stopped": True}}]).splitlines()[-1]
+    assert row == "| plain | 0.667 | 0.778 | 0.000 | 0.500 | 0.500 | 0.500 | 0.500 | 1 of 1 |"
