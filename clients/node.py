@@ -40,7 +40,7 @@ from clients.probing import Probing
 from clients.randomness import Stream
 from clients.records.data import DataError, Dataset, load, load_values
 from clients.records.sources import find_source
-from federation import masks, wire
+from federation import masks, multipliers, wire
 from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Retest, Terms, TrainPlan
 from federation.protocol import (
     AgreeOrder,
@@ -124,6 +124,7 @@ class Node:
             draws = self.masks.may_mask(plan, order.transcript, order.draw)
             _must_be_the_draws(order, draws)
         module = self._module(plan, order.weights)
+        self._must_be_multipliers(order)
         self._reserve(plan)
         records = self._records(plan)
         draw = self._begin(order.digest, lambda: records.digest)
@@ -366,6 +367,18 @@ class Node:
         )
         return Resident(dataset)
 
+    def _must_be_multipliers(self, order: RoundOrder) -> None:
+        """`Refused(MALFORMED)` where an order has multipliers that its plan does not permit."""
+        if not order.multipliers:
+            return
+        fairness = order.plan.fairness
+        problem = "only an order to train of a plan with group multipliers has any"
+        if fairness is not None and fairness.most is not None and order.train:
+            groups = len(self.contract.group_names)
+            problem = multipliers.problem(order.multipliers, fairness.most, groups) or ""
+        if problem:
+            raise Refused(Reason.MALFORMED, problem)
+
     def _module(self, plan: TrainPlan, weights: dict[str, np.ndarray]) -> torch.nn.Module:
         if plan.model not in self._modules:
             self._modules = {plan.model: risk.build(plan.model, len(layout(self.contract).names))}
@@ -460,7 +473,7 @@ class Node:
         from clients import train  # here, because Opacus takes seconds and a refusal needs none of it
 
         plan = work.order.plan
-        x, y, present, _ = work.records.part("train")
+        x, y, present, group = work.records.part("train")
         return train.dp_fit(
             work.module,
             x,
@@ -469,6 +482,7 @@ class Node:
             privacy=plan.privacy,
             local=plan.local,
             expected_batch=plan.expected_batch(self.facts.name),
+            share=_shares(work.order, y, group),
             free=self._free(work.module),
             sampling=self._sampling(work),
             noise=self._noise(work, "train"),
@@ -517,7 +531,7 @@ class Node:
 
         privacy = work.order.plan.privacy
         assert privacy.shared is not None  # noqa: S101 - `round` asks for it
-        x, y, present, _ = work.records.part("train")
+        x, y, present, group = work.records.part("train")
         total = train.dp_sum(
             work.module,
             x,
@@ -525,6 +539,7 @@ class Node:
             present,
             max_grad_norm=privacy.max_grad_norm,
             sample_rate=privacy.sample_rate,
+            share=_shares(work.order, y, group),
             sampling=self._sampling(work),
         )
         return masks.to_grid(total, privacy.shared.steps_per_norm / privacy.max_grad_norm, limit)
@@ -670,6 +685,14 @@ def _must_be_the_retest(order: RoundOrder, retest: Retest) -> None:
         )
     if weights_digest(order.weights) != retest.weights:
         raise Refused(Reason.MALFORMED, f"the weights are not those of run {retest.of} that the plan names")
+
+
+def _shares(order: RoundOrder, y: torch.Tensor, group: np.ndarray) -> torch.Tensor | None:
+    """What each person's clipped gradient counts, (n,): by group and outcome of the most recent row, as in a table."""
+    if not order.multipliers:
+        return None
+    outcome = (y if y.ndim == 1 else y[:, -1]).long().numpy()
+    return torch.from_numpy(multipliers.shares(order.multipliers)[group, outcome])
 
 
 def _must_be_the_draws(order: RoundOrder, draws: int) -> None:

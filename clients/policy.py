@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clients.budget import Budget, Limit, Span
-from federation.plan import Agreed, Slug, sentences
+from federation.plan import Agreed, FairMethod, Slug, sentences
 from federation.release import VIEWERS, Kind, Viewer
 
 
@@ -160,7 +160,7 @@ class ProbingRules(Agreed):
 class Policy(Agreed):
     """What a plan must satisfy. The defaults permit nothing: an agency writes what it agrees to.
 
-    `contracts`, `strategies` and `releases`: what is left out (None) permits anything in a simulation and nothing
+    `contracts`, `strategies`, `fairness` and `releases`: what is left out (None) permits anything in a simulation and nothing
     elsewhere. `never_columns`: a contract that has one of them is refused, whichever agencies hold it.
     `max_...` None: no ceiling. `max_steps` counts the optimiser steps of one order, `max_rounds` a plan's rounds.
     `min_colluders` is the smallest c that a plan with shared noise must withstand, `max_honest` the largest
@@ -178,6 +178,7 @@ class Policy(Agreed):
     never_columns: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     strategies: tuple[str, ...] | None = None
+    fairness: tuple[FairMethod, ...] | None = None
     releases: tuple[Kind, ...] | None = None
     stats_columns: tuple[str, ...] = ()
     max_rounds: Annotated[int, Field(ge=1)] | None = None

@@ -265,6 +265,21 @@ def _strategies(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
     )
 
 
+def _fairness(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
+    if plan.fairness is None:
+        return Verdict(
+            "fairness", None, "people and agencies count as they do without a method of fairer training"
+        )
+    name = f"the plan's fairer training {plan.fairness.method!r}"
+    return _verdict(
+        "fairness",
+        _listed(policy, policy.fairness, plan.fairness.method),
+        Reason.MODEL,
+        f"{name} is listed" if policy.fairness else "any fairer training: the records are simulated",
+        f"{name} is not listed",
+    )
+
+
 def _registration(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
     """What does not check is refused even where no registration is asked for: the plan says what is not so."""
     rule, given = "registration_required", plan.registration
@@ -385,6 +400,7 @@ TRAINING: tuple[Rule, ...] = (
         _registration,
         _models,
         _strategies,
+        _fairness,
         _max_rounds,
         _max_steps,
         _min_colluders,

@@ -14,6 +14,9 @@ with input a and output gradient g, |g_i|^2 = |a|^2 |g|^2 (Goodfellow, arXiv:151
 gradient is never written out (Bu et al., arXiv:2210.00038). Any other model goes through Opacus' hooks.
 Opacus' optimizer takes s, adds the noise, divides and steps.
 
+Where a plan has group multipliers (`federation.multipliers`), each clipped gradient is multiplied by the person's share,
+at most 1, before they are summed.
+
 Whatever the weights, one person moves s by no more than C: each is computed in a block of one shape
 (`clients.blocks`), and whoever has a gradient that is not finite adds nothing, since one person's overflow must
 neither show as an error nor spread to the others' sum.
@@ -40,11 +43,12 @@ from models.risk import Stack
 
 Noise = Callable[[int, float], Tensor]  # (n, std) -> n Gaussian draws, flat float32
 Sampling = Callable[[int, float], np.ndarray]  # (n, q) -> indices of those drawn, each with chance q
-ClippedSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, present) -> s, flat float64
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # x, y, present, share
+ClippedSum = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # of a batch: s, flat float64
 # Of each layer: its input a, the gradient g of its output, and whether there is a bias.
 Kept = list[tuple[Tensor, Tensor, bool]]
-# (x, y, weight of each row) -> everybody's clipped gradient, as g a^T of each layer.
-Gradients = Callable[[Tensor, Tensor, Tensor], Kept]
+# (x, y, weight of each row, share of each person) -> everybody's clipped gradient, as g a^T of each layer.
+Gradients = Callable[[Tensor, Tensor, Tensor, Tensor], Kept]
 # Of each layer: its weight's shape, and whether there is a bias.
 Shapes = tuple[tuple[tuple[int, ...], bool], ...]
 Values = np.ndarray | Tensor
@@ -71,6 +75,7 @@ def dp_fit(
     privacy: PrivacyPlan,
     local: LocalPlan,
     expected_batch: float,
+    share: Values | None = None,
     free: Mapping[str, Tensor] | None = None,
     sampling: Sampling,
     noise: Noise,
@@ -79,14 +84,14 @@ def dp_fit(
 
     x (n, d) or (n, k, d) has one entry per person, k rows each; y (n,) or (n, k) in [0, 1]; present
     (n, k), 0 where a person has no such row, None without a row axis. `expected_batch` is
-    q x the declared public number of people. `free` masks parameters by name: an entry of 0 is not
+    q x the declared public number of people. `share` (n,) in [0, 1] is what each clipped gradient counts, None: 1. `free` masks parameters by name: an entry of 0 is not
     held here, gets no noise and no decay, and its change is exactly 0.0.
 
     Returns the change of each parameter, float32. With mechanism `none` the noise is exactly zero and
     the rest the same; `max_grad_norm` may then be inf, which clips nothing. An empty batch is a step.
     Raises ValueError for shapes that do not fit and when the weights are no longer finite.
     """
-    x, y, present = _resident(x, y, present)
+    x, y, present, share = _resident(x, y, present, share)
     _check_logits(module, x)
     start = _flatten({name: p.detach() for name, p in module.named_parameters()})
     weights = nn.Parameter(start.clone())
@@ -96,7 +101,8 @@ def dp_fit(
     optimizer.attach_step_hook(_after_noise(weights, start, local, _flat_mask(module, free)))
     with torch.inference_mode(_linear_layers(module) is not None):  # book-keeping needs no autograd
         for _ in range(local.steps):
-            optimizer.batch_sum = clipped_sum(*_drawn(x, y, present, sampling(len(x), privacy.sample_rate)))
+            batch = _drawn(x, y, present, share, sampling(len(x), privacy.sample_rate))
+            optimizer.batch_sum = clipped_sum(*batch)
             optimizer.step()
     return _finish(module, start, weights.data)
 
@@ -109,6 +115,7 @@ def dp_sum(
     *,
     max_grad_norm: float,
     sample_rate: float,
+    share: Values | None = None,
     sampling: Sampling,
 ) -> np.ndarray:
     """One Poisson batch's clipped sum s at the module's weights, float64, flat in the module's order.
@@ -117,36 +124,40 @@ def dp_sum(
     rounds by less than half of `federation.plan.SUM_SLACK` x C. ValueError for an agency with more rows (whatever
     the batch: the coordinator chooses who may be in one), and for shapes that do not fit.
     """
-    x, y, present = _resident(x, y, present)
+    x, y, present, share = _resident(x, y, present, share)
     _check_logits(module, x)
     if math.prod(x.shape[:-1]) > MOST_ROWS:
         raise ValueError(f"shared noise is for at most {MOST_ROWS} rows at one agency")
     weights = _flatten({name: p.detach().double() for name, p in module.named_parameters()})
     total = _summer(module, weights, max_grad_norm)
     with torch.inference_mode(_linear_layers(module) is not None):
-        x, y, present = _drawn(x, y, present, sampling(len(x), sample_rate))
-        return total(x.double(), y.double(), None if present is None else present.double()).numpy()
+        x, y, *others = _drawn(x, y, present, share, sampling(len(x), sample_rate))
+        rows, shares = (None if t is None else t.double() for t in others)
+        return total(x.double(), y.double(), rows, shares).numpy()
 
 
 def clipped_sum(
-    module: nn.Module, x: Values, y: Values, present: Values | None, max_grad_norm: float
+    module: nn.Module,
+    x: Values,
+    y: Values,
+    present: Values | None,
+    max_grad_norm: float,
+    share: Values | None = None,
 ) -> dict[str, Tensor]:
     """s, the sum of the clipped gradients of everyone in x, by parameter, float64: what the noise must hide.
 
     Sensitivity: with one person more it moves by at most `max_grad_norm` in L2.
     """
-    x, y, present = _resident(x, y, present)
+    x, y, present, share = _resident(x, y, present, share)
     _check_logits(module, x)
     weights = _flatten({name: p.detach() for name, p in module.named_parameters()})
-    return _unflatten(module, _summer(module, weights, max_grad_norm)(x, y, present))
+    return _unflatten(module, _summer(module, weights, max_grad_norm)(x, y, present, share))
 
 
-def _drawn(
-    x: Tensor, y: Tensor, present: Tensor | None, batch: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _drawn(x: Tensor, y: Tensor, present: Tensor | None, share: Tensor | None, batch: np.ndarray) -> Batch:
     at = torch.from_numpy(batch)
-    rows = None if present is None else present.index_select(0, at)
-    return x.index_select(0, at), y.index_select(0, at), rows
+    rows, shares = (None if t is None else t.index_select(0, at) for t in (present, share))
+    return x.index_select(0, at), y.index_select(0, at), rows, shares
 
 
 # --- repeatable randomness, for simulations only -------------------------------------------------------
@@ -265,13 +276,21 @@ def _summer(module: nn.Module, weights: Tensor, max_grad_norm: float) -> Clipped
     shapes = tuple((tuple(weight.shape), bias is not None) for weight, bias in named)
     gradients = _book_keeping(named, max_grad_norm)
 
-    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
-        weight = torch.ones_like(y) if present is None else present
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None, share: Tensor | None) -> Tensor:
+        batch = _whole(x, y, present, share)
         if _size_for(shapes, tuple(x.shape[1:]), x.dtype) == 1:
-            return _one_by_one(gradients, 1, x, y, weight)
-        return _sum_of(gradients(*blocks.filled(blocks.SIZE, x, y, weight)))
+            return _one_by_one(gradients, 1, *batch)
+        return _sum_of(gradients(*blocks.filled(blocks.SIZE, *batch)))
 
     return clipped_sum
+
+
+def _whole(
+    x: Tensor, y: Tensor, present: Tensor | None, share: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The batch with ones for what is None."""
+    rows = torch.ones_like(y) if present is None else present
+    return x, y, rows, x.new_ones(len(x)) if share is None else share
 
 
 def _one_by_one(gradients: Gradients, size: int, *batch: Tensor) -> Tensor:
@@ -303,8 +322,8 @@ def _size_for(shapes: Shapes, row: tuple[int, ...], dtype: torch.dtype) -> int:
 
 def _all_of(gradients: Gradients, x: Tensor) -> list[Tensor]:
     """Everything that `gradients` says about x, for outcomes of 0."""
-    rows = x.new_ones(x.shape[:-1])
-    return [t for a, g, _ in gradients(x, torch.zeros_like(rows), rows) for t in (a, g)]
+    batch = _whole(x, x.new_zeros(x.shape[:-1]), None, None)
+    return [t for a, g, _ in gradients(*batch) for t in (a, g)]
 
 
 def _linear_layers(module: nn.Module) -> list[str] | None:
@@ -327,7 +346,7 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
     """
     widths = [weight.shape[1] for weight, _ in layers]
 
-    def gradients(x: Tensor, y: Tensor, weight: Tensor) -> Kept:
+    def gradients(x: Tensor, y: Tensor, weight: Tensor, share: Tensor) -> Kept:
         wide = [_widened(layer, last=layer is layers[-1]) for layer in layers]
         inputs = [pad(x, (0, -widths[0] % ALIGNED))]
         for matrix, bias in wide[:-1]:
@@ -342,7 +361,7 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
             for a, g, width, (matrix, bias) in zip(inputs, outputs[::-1], widths, layers, strict=True)
         ]
         if max_grad_norm == math.inf:
-            return kept
+            return _scaled(kept, share)
         slack = ROW_SLACK if x.dtype is torch.float64 else ROUNDING
         parts = _split_kept(kept) if x.ndim == 3 else [kept]  # norms of several rows are matrix products too
         squared = torch.cat([_squared_norms(part, slack) for part in parts])
@@ -351,13 +370,17 @@ def _book_keeping(layers: Sequence[tuple[Tensor, Tensor | None]], max_grad_norm:
             there = finite.view(-1, 1) if x.ndim == 2 else finite.view(-1, 1, 1)
             kept = [(a.where(there, 0.0), g.where(there, 0.0), has_bias) for a, g, has_bias in kept]
             squared = squared.where(finite, 0.0)
-        factor = _clip_factors(squared, max_grad_norm).to(x.dtype)
-        factor = factor.view(-1, 1) if x.ndim == 2 else factor.view(-1, 1, 1)
-        for _, g, _ in kept:
-            g.mul_(factor)
-        return kept
+        factor = _clip_factors(squared, max_grad_norm).mul_(share)
+        return _scaled(kept, factor.to(x.dtype))
 
     return gradients
+
+
+def _scaled(kept: Kept, factor: Tensor) -> Kept:
+    """Each person's gradient times `factor` (B,); overwrites `kept`."""
+    for _, g, _ in kept:
+        g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
+    return kept
 
 
 def _widened(layer: tuple[Tensor, Tensor | None], *, last: bool) -> tuple[Tensor, Tensor | None]:
@@ -440,9 +463,8 @@ def _hooks(module: nn.Module, weights: Tensor, max_grad_norm: float) -> ClippedS
             sizes[row] = blocks.size_for(all_of, row, weights.dtype)
         return sizes[row]
 
-    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None) -> Tensor:
-        weight = torch.ones_like(y) if present is None else present
-        return _one_by_one(gradients, size_for(tuple(x.shape[1:])), x, y, weight)
+    def clipped_sum(x: Tensor, y: Tensor, present: Tensor | None, share: Tensor | None) -> Tensor:
+        return _one_by_one(gradients, size_for(tuple(x.shape[1:])), *_whole(x, y, present, share))
 
     return clipped_sum
 
@@ -452,7 +474,7 @@ def _hooked_gradients(twin: nn.Module, max_grad_norm: float) -> Gradients:
     hooked = GradSampleModule(twin, loss_reduction="sum")  # strict: refuses BatchNorm, which mixes people
     parameters: list[Any] = list(twin.parameters())  # Any: Opacus adds grad_sample to them
 
-    def gradients(x: Tensor, y: Tensor, weight: Tensor) -> Kept:
+    def gradients(x: Tensor, y: Tensor, weight: Tensor, share: Tensor) -> Kept:
         x = x.detach().requires_grad_()  # PyTorch warns of a backward hook whose input needs no gradient
         losses = logistic_loss(hooked(x), y, reduction="none")
         torch.autograd.backward((losses * weight).sum())
@@ -462,9 +484,8 @@ def _hooked_gradients(twin: nn.Module, max_grad_norm: float) -> Gradients:
             squared = vector_norm(g, dim=1, dtype=torch.float64).square_()
             finite = torch.isfinite(squared)
             g = g.where(finite.view(-1, 1), 0.0)
-            factor = _clip_factors(squared.where(finite, 0.0), max_grad_norm).to(g.dtype)
-            g.mul_(factor.view(-1, 1))
-        return [(g.new_ones(len(g), 1), g, False)]
+            share = _clip_factors(squared.where(finite, 0.0), max_grad_norm).mul_(share)
+        return _scaled([(g.new_ones(len(g), 1), g, False)], share.to(g.dtype))
 
     return gradients
 
@@ -472,7 +493,7 @@ def _hooked_gradients(twin: nn.Module, max_grad_norm: float) -> Gradients:
 # --- shapes -------------------------------------------------------------------------------------------
 
 
-def _resident(x: Values, y: Values, present: Values | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _resident(x: Values, y: Values, present: Values | None, share: Values | None) -> Batch:
     """Everything as float32 tensors whose shapes fit; ValueError says which rule was broken."""
     features, target = _tensor(x), _tensor(y)
     rows = None if present is None else _tensor(present)
@@ -484,7 +505,12 @@ def _resident(x: Values, y: Values, present: Values | None) -> tuple[Tensor, Ten
         )
     if (rows is None) != (features.ndim == 2) or (rows is not None and rows.shape != target.shape):
         raise ValueError("present must be None where x is (n, d) and (n, k) where x is (n, k, d)")
-    return features, target, rows
+    counts = None if share is None else _tensor(share)
+    if counts is not None and not (
+        counts.shape == target.shape[:1] and ((counts >= 0) & (counts <= 1)).all()
+    ):
+        raise ValueError("share must be (n,), each in [0, 1]")
+    return features, target, rows, counts
 
 
 def _tensor(values: Values) -> Tensor:

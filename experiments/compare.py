@@ -346,7 +346,11 @@ def can_share(experiment: Experiment) -> bool:
     settings, members = experiment.settings, experiment.members
     weights = {member.weight / member.public_size for member in members}
     enough = len(members) >= max(3, settings.privacy.colluders + 1)
-    one_sum = settings.local.steps == 1 and settings.strategy.name not in ("fedprox", *ROBUST)
+    one_sum = (
+        settings.fairness.method != "qffl"
+        and settings.local.steps == 1
+        and settings.strategy.name not in ("fedprox", *ROBUST)
+    )
     return enough and one_sum and len(weights) == 1
 
 
@@ -358,7 +362,9 @@ def _at(experiment: Experiment, epsilon: float, **changes: Any) -> Any:
 def _changed(experiment: Experiment, privacy: Any) -> Experiment:
     settings = experiment.settings
     # nothing is published of this run but what `measure` finds
-    evaluation = settings.evaluation.but(checkpoints=0, disclosure="none")
+    evaluation = settings.evaluation.but(disclosure="none")
+    if settings.fairness.method == "none":  # else the tune tables are what it learns from
+        evaluation = evaluation.but(checkpoints=0)
     return experiment.but(settings=settings.but(privacy=privacy, evaluation=evaluation, reference=False))
 
 

@@ -1,6 +1,6 @@
 """Loaders that write a folder of agencies (experiments/agencies.py), as a person would by hand.
 
-For public files that the user has (`heart`, `compas`, `iowa`) and for made-up people (`synthetic`). They check a file's SHA-256 before
+For public files that the user has (`adult`, `compas`, `compas_violent`, `heart`, `iowa`) and for made-up people (`synthetic`). They check a file's SHA-256 before
 they parse it, read only the columns they need, and keep no identifier.
 """
 
@@ -43,6 +43,7 @@ class Source:
 
 
 _UCI: Final = 'UCI Machine Learning Repository, "Heart Disease"; a copy is GitHub '
+_ADULT: Final = 'UCI Machine Learning Repository, "Adult"'
 _HEARTS: Final = f"{_UCI}aarushkachhawa/Heart-Disease-Detection at 955796899bf3"
 SOURCES: Final[Mapping[str, tuple[Source, ...]]] = {
     "heart": (
@@ -77,6 +78,28 @@ SOURCES: Final[Mapping[str, tuple[Source, ...]]] = {
             "ProPublica, GitHub propublica/compas-analysis at bafff5da3f2e",
         ),
     ),
+    "compas_violent": (
+        Source(
+            "compas/compas-scores-two-years-violent.csv",
+            (
+                "918e218ba181d4db8a7266977d23ca7a5ecf1bc7d5defd7b2f27bf3cbd9763e3",  # as published
+                "a73c0f51e8ad17086063976540d1de6a70d121adc22b5c577c464d7ac16af0b8",  # direct identifiers blanked
+            ),
+            "ProPublica, GitHub propublica/compas-analysis at bafff5da3f2e",
+        ),
+    ),
+    "adult": (
+        Source(
+            "adult/adult.data",
+            ("5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",),
+            _ADULT,
+        ),
+        Source(
+            "adult/adult.test",
+            ("a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",),
+            _ADULT,
+        ),
+    ),
     "iowa": (
         Source(
             "iowa_recidivism/3-Year_Recidivism_for_Offenders_Released_from_Prison_in_Iowa.csv",
@@ -91,20 +114,25 @@ SOURCES: Final[Mapping[str, tuple[Source, ...]]] = {
 
 @dataclass(frozen=True)
 class _Build:
-    """What a folder is made from, by agency."""
+    """What a folder is made from, by agency. `cautions`: known flaws of the data, a sentence each."""
 
     contract: str
     tables: Mapping[str, Table]
     kinds: Mapping[str, str]
     public_sizes: Mapping[str, int]
+    cautions: tuple[str, ...] = ()
 
 
 CHOICES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "heart": {"split": ("hash", "flamby")},
-    "compas": {"cohort": ("full", "corrected"), "sites": ("court", "one")},
+    "compas": {"cohort": ("full", "corrected"), "sites": ("court", "one", "dirichlet")},
+    "compas_violent": {"cohort": ("full", "corrected"), "sites": ("court", "one", "dirichlet")},
     "iowa": {},
+    "adult": {"sites": ("sector", "dirichlet")},
 }
 """What may be chosen of each real data set; the first is the default."""
+DIRICHLET: Final[Mapping[str, Any]] = {"agencies": 15, "alpha": 0.5, "by": "race", "seed": 0}
+"""What more may be chosen where `sites` is dirichlet, with the defaults (`Dirichlet`)."""
 
 
 def default_root() -> Path | None:
@@ -137,6 +165,77 @@ def read_sources(name: str, root: Path | None) -> dict[str, bytes]:
     if problems:
         raise DataError(*problems)
     return found
+
+
+# --- made-up agencies -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Agencies that a public file does not have: each class of people is dealt to them in Dirichlet(alpha) shares.
+
+    The smaller `alpha`, the less alike the agencies are. `by` says what a class is: people of one race (the majority's or
+    another) or sex, as in FAIR-FATE (arXiv:2209.13678), or with -label of one race or sex and one outcome.
+    Shares are drawn again until every agency has `LEAST` people, without which no node takes part.
+    """
+
+    agencies: int
+    alpha: float
+    by: str
+    seed: int
+
+    LEAST = 60
+    BY = ("race", "sex", "race-label", "sex-label")
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        rules = {
+            "agencies": (_whole(self.agencies) and 2 <= self.agencies <= 100, "a whole number from 2 to 100"),
+            "alpha": (number and 0 < self.alpha < np.inf, "a number above 0"),
+            "by": (self.by in self.BY, f"one of {', '.join(self.BY)}"),
+            "seed": (_whole(self.seed) and self.seed >= 0, "a whole number of at least 0"),
+        }
+        wrong = [
+            f"option {key} must be {rule}, got {getattr(self, key)!r}"
+            for key, (ok, rule) in rules.items()
+            if not ok
+        ]
+        if wrong:
+            raise DataError(*wrong)
+
+    def classes(self, race: np.ndarray, sex: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Each row's class (n,), whole numbers, from three bool arrays (n,)."""
+        who = (race if self.by.startswith("race") else sex).astype(int)
+        return 2 * who + label.astype(int) if self.by.endswith("label") else who
+
+    def deal(self, classes: np.ndarray) -> dict[str, np.ndarray]:
+        """Agency -> its rows in order; every row has one agency. `DataError` where no draw gives all `LEAST` people."""
+        rng = np.random.default_rng(self.seed)
+        rows = [np.flatnonzero(classes == one) for one in np.unique(classes)]
+        for _ in range(1000):
+            shares = rng.dirichlet(np.full(self.agencies, self.alpha), len(rows))
+            cuts = [
+                np.rint(np.cumsum(share)[:-1] * len(of)).astype(int)
+                for share, of in zip(shares, rows, strict=True)
+            ]
+            parts = [np.split(rng.permutation(of), cut) for of, cut in zip(rows, cuts, strict=True)]
+            dealt = [np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)]
+            if min(map(len, dealt)) >= self.LEAST:
+                return {f"agency-{i:02d}": part for i, part in enumerate(dealt, start=1)}
+        raise DataError(
+            f"no draw with alpha={self.alpha:g} gives each of {self.agencies} agencies {self.LEAST} people: use fewer "
+            "agencies or a larger alpha"
+        )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _two_digits(size: int) -> int:
+    """A declared size: rounded to two digits, as of every public file."""
+    digits = len(str(size)) - 2
+    return round(size, -digits) if digits > 0 else size
 
 
 # --- heart disease: four hospitals ----------------------------------------------------------------------
@@ -233,56 +332,95 @@ _DRUG: Final = (
     "cont\\w* sub|control substance|drug"
 )
 _COMPAS_SIZES: Final = {
-    ("full", "court"): {
+    ("compas", "full"): {
         "felony-drug": 1000,
         "felony-other": 3000,
         "misdemeanour": 1900,
         "traffic-municipal": 250,
     },
-    ("corrected", "court"): {
+    ("compas", "corrected"): {
         "felony-drug": 830,
         "felony-other": 2600,
         "misdemeanour": 1700,
         "traffic-municipal": 220,
     },
-    ("full", "one"): {"broward": 6200},
-    ("corrected", "one"): {"broward": 5300},
+    ("compas_violent", "full"): {
+        "felony-drug": 580,
+        "felony-other": 1900,
+        "misdemeanour": 1400,
+        "traffic-municipal": 170,
+    },
+    ("compas_violent", "corrected"): {
+        "felony-drug": 540,
+        "felony-other": 1800,
+        "misdemeanour": 1300,
+        "traffic-municipal": 160,
+    },
 }
+_COMPAS_TOTAL: Final = {
+    ("compas", "full"): 6200,
+    ("compas", "corrected"): 5300,
+    ("compas_violent", "full"): 4000,
+    ("compas_violent", "corrected"): 3800,
+}
+_FOLLOWED_UP: Final = "2014-04-01"  # whoever was screened before it had two years of follow-up
 
 
 def compas(
     root: Path | None,
     out: Path,
     *,
+    name: Literal["compas", "compas_violent"] = "compas",
     cohort: Literal["full", "corrected"] = "full",
-    sites: Literal["court", "one"] = "court",
+    sites: Literal["court", "one", "dirichlet"] = "court",
+    **dealt: Any,
 ) -> Path:
-    """COMPAS two-year recidivism, ProPublica's filter (6,172 people), by division of the county's court.
+    """COMPAS two-year recidivism, ProPublica's filter, by division of the county's court or in `Dirichlet` agencies.
 
-    `cohort="corrected"` keeps only people screened before 2014-04-01, who all had two years of follow-up.
+    compas: re-arrest for any offence, 6,172 people. compas_violent: for a violent one, 4,020. `cohort="corrected"` keeps
+    only people screened before 2014-04-01, who all had two years of follow-up; the full one comes with a caution.
     """
-    options = _chosen("compas", {"cohort": cohort, "sites": sites})
+    options = _chosen(name, {"cohort": cohort, "sites": sites}) | dealt
 
     def build(files: Mapping[str, bytes]) -> _Build:
-        frame, division = _defendants(files[SOURCES["compas"][0].path], cohort == "corrected")
-        sizes = _COMPAS_SIZES[cohort, sites]
-        parts = {name: frame[(division == name) | (sites == "one")] for name in sizes}
-        tables = {name: _numbered(part.reset_index(drop=True), name) for name, part in parts.items()}
-        return _Build(_contract_text("compas"), tables, dict.fromkeys(sizes, "court"), sizes)
+        frame, division = _defendants(files[SOURCES[name][0].path], name == "compas_violent")
+        late = frame.pop("compas_screening_date").to_numpy() >= _FOLLOWED_UP
+        cautions = _label_artefact(frame, late) if cohort == "full" else ()
+        if cohort == "corrected":
+            frame, division = frame[~late], division[~late]
+        if sites == "court":
+            sizes = _COMPAS_SIZES[name, cohort]
+            parts = {agency: frame[division == agency] for agency in sizes}
+        elif sites == "one":
+            sizes, parts = {"broward": _COMPAS_TOTAL[name, cohort]}, {"broward": frame}
+        else:
+            white, positive = frame["race"] == "Caucasian", frame["two_year_recid"] == 1
+            parts, sizes = _dealt(Dirichlet(**dealt), frame, white, frame["sex"] == "Male", positive)
+        tables = {agency: _numbered(part.reset_index(drop=True), agency) for agency, part in parts.items()}
+        return _Build(_contract_text(name), tables, dict.fromkeys(tables, "court"), sizes, cautions)
 
-    return _write(out, "compas", options, root, build)
+    return _write(out, name, options, root, build)
 
 
-def _defendants(raw: bytes, corrected: bool) -> tuple["pd.DataFrame", np.ndarray]:
-    """The filtered rows without any identifier, and each row's division of the court."""
+def _dealt(
+    how: Dirichlet, frame: "pd.DataFrame", race: Any, sex: Any, label: Any
+) -> tuple[dict[str, "pd.DataFrame"], dict[str, int]]:
+    """The rows of `Dirichlet` agencies, and the sizes that they declare."""
+    classes = how.classes(race.to_numpy(), sex.to_numpy(), label.to_numpy())
+    parts = {agency: frame.iloc[rows] for agency, rows in how.deal(classes).items()}
+    return parts, {agency: _two_digits(len(part)) for agency, part in parts.items()}
+
+
+def _defendants(raw: bytes, violent: bool) -> tuple["pd.DataFrame", np.ndarray]:
+    """The filtered rows without any identifier, with the screening date; each row's division of the court."""
     import pandas as pd
 
-    frame = pd.read_csv(io.BytesIO(raw), usecols=_COMPAS_READ + _COMPAS_FILTER + _COMPAS_SITE)
+    score = "v_score_text" if violent else "score_text"
+    read = [*_COMPAS_READ, *_COMPAS_FILTER, score, *_COMPAS_SITE]
+    frame = pd.read_csv(io.BytesIO(raw), usecols=read)
     letters = frame.pop("c_case_number").str.extract(r"^\d*([A-Z]+)", expand=False)  # the number is gone here
     keep = frame["days_b_screening_arrest"].between(-30, 30) & (frame["is_recid"] != -1)
-    keep &= (frame["c_charge_degree"] != "O") & frame["score_text"].notna()
-    if corrected:
-        keep &= frame["compas_screening_date"] < "2014-04-01"
+    keep &= (frame["c_charge_degree"] != "O") & frame[score].notna()
     frame, letters = frame[keep], letters[keep]
     drug = frame["c_charge_desc"].fillna("").str.lower().str.contains(_DRUG)
     division = np.select(
@@ -290,10 +428,35 @@ def _defendants(raw: bytes, corrected: bool) -> tuple["pd.DataFrame", np.ndarray
         ["felony-drug", "felony-other", "misdemeanour"],
         "traffic-municipal",
     )
+    found = frame[[*_COMPAS_READ, "compas_screening_date"]].astype({"two_year_recid": float})
+    if violent:  # its outcome has no clean date of its own
+        return found, division
     after = (pd.to_datetime(frame["r_offense_date"]) - pd.to_datetime(frame["compas_screening_date"])).dt.days
     within = (frame["two_year_recid"] == 1) & (after <= _COMPAS_HORIZON)
-    read = frame[_COMPAS_READ].astype({"two_year_recid": float})
-    return read.assign(days_to_reoffence=after.where(within).astype(float)), division
+    return found.assign(days_to_reoffence=after.where(within).astype(float)), division
+
+
+def _label_artefact(frame: "pd.DataFrame", late: np.ndarray) -> tuple[str, ...]:
+    """A caution where people screened too `late` for two years of follow-up change a base rate; () where none do."""
+    whole, followed = _base_rates(frame), _base_rates(frame[~late])
+    both = [who for who in whole if who in followed]
+    if all(abs(whole[who] - followed[who]) < 0.005 for who in both):
+        return ()
+    told = ", ".join(f"{who} {whole[who]:.3f} and {followed[who]:.3f}" for who in both)
+    return (
+        "The outcome is known to be wrong in the full cohort: people arrested again within two years were kept even where "
+        "they were screened too late for two years of follow-up, and others screened as late were left out. Base rates in "
+        f"the full cohort and among those screened before {_FOLLOWED_UP}: {told}. Give results on the corrected cohort "
+        "as well (data.options.cohort=corrected).",
+    )
+
+
+def _base_rates(frame: "pd.DataFrame") -> dict[str, float]:
+    """The share re-arrested of everyone and of the two large groups, as far as there is anybody."""
+    label = frame["two_year_recid"]
+    races = {race: label[frame["race"] == race] for race in ("African-American", "Caucasian")}
+    groups = {"everyone": label} | races
+    return {who: float(of.mean()) for who, of in groups.items() if len(of)}
 
 
 # --- Iowa: eight judicial districts ---------------------------------------------------------------------
@@ -362,6 +525,85 @@ def _releases(raw: bytes) -> "pd.DataFrame":
     return frame
 
 
+# --- Adult: sectors of employment -----------------------------------------------------------------------
+
+_ADULT_COLUMNS: Final = [
+    *(
+        "age",
+        "workclass",
+        "fnlwgt",
+        "education",
+        "education_years",
+        "marital_status",
+        "occupation",
+        "relationship",
+    ),
+    *("race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income"),
+]
+_ADULT_KEPT: Final = [
+    *(
+        "age",
+        "education_years",
+        "marital_status",
+        "occupation",
+        "capital_gain",
+        "capital_loss",
+        "hours_per_week",
+    ),
+    *("race", "sex", "income"),
+]
+_SECTORS: Final = {
+    "private": ("Private",),
+    "self-employed": ("Self-emp-not-inc", "Self-emp-inc"),
+    "local-government": ("Local-gov",),
+    "state-government": ("State-gov",),
+    "federal-government": ("Federal-gov",),
+    "none-stated": ("?", "Without-pay", "Never-worked"),
+}
+_SECTOR_SIZES: Final = {
+    "private": 34000,
+    "self-employed": 5600,
+    "local-government": 3100,
+    "state-government": 2000,
+    "federal-government": 1400,
+    "none-stated": 2800,
+}
+
+
+def adult(
+    root: Path | None, out: Path, *, sites: Literal["sector", "dirichlet"] = "sector", **dealt: Any
+) -> Path:
+    """UCI Adult, both files (48,842 people), by sector of employment or in `Dirichlet` agencies."""
+    options = _chosen("adult", {"sites": sites}) | dealt
+
+    def build(files: Mapping[str, bytes]) -> _Build:
+        frame = _earners([files[source.path] for source in SOURCES["adult"]])
+        workclass = frame.pop("workclass")
+        parts = {sector: frame[workclass.isin(said)] for sector, said in _SECTORS.items()}
+        sizes: Mapping[str, int] = _SECTOR_SIZES
+        if sites == "dirichlet":
+            race, sex = frame["race"] == "White", frame["sex"] == "Male"
+            parts, sizes = _dealt(Dirichlet(**dealt), frame, race, sex, frame["income"] == ">50K")
+        tables = {agency: _numbered(part.reset_index(drop=True), agency) for agency, part in parts.items()}
+        return _Build(_contract_text("adult"), tables, dict.fromkeys(tables, "employer"), sizes)
+
+    return _write(out, "adult", options, root, build)
+
+
+def _earners(files: list[bytes]) -> "pd.DataFrame":
+    """Everyone in both files: the first line of the test file is a comment, and its labels end with a dot."""
+    import pandas as pd
+
+    read = [
+        pd.read_csv(io.BytesIO(raw), names=_ADULT_COLUMNS, skipinitialspace=True, comment="|")
+        for raw in files
+    ]
+    frame = pd.concat(read, ignore_index=True)[["workclass", *_ADULT_KEPT]]
+    frame["income"] = frame["income"].str.removesuffix(".")
+    frame["occupation"] = frame["occupation"].where(frame["occupation"] != "?", None)
+    return frame
+
+
 # --- made-up people -------------------------------------------------------------------------------------
 
 
@@ -407,21 +649,31 @@ def prepare(name: str, options: Mapping[str, Any], cache: Path) -> Path:
         known = {field: getattr(Options(), field) for field in Options.__dataclass_fields__}
     elif name in CHOICES:
         known = {key: values[0] for key, values in CHOICES[name].items()}
+        known |= DIRICHLET if options.get("sites") == "dirichlet" else {}
     else:
         raise DataError(f"data set must be one of {', '.join(sorted(SOURCES))}, got {name!r}")
-    problems = unknown_keys(options, known, f"option of {name}: ")
+    idle = set(DIRICHLET) - set(known) if "dirichlet" in CHOICES.get(name, {}).get("sites", ()) else set()
+    problems = [
+        f"option {key} of {name} is of sites=dirichlet: choose that too"
+        for key in sorted(idle & set(options))
+    ]
+    problems += unknown_keys(
+        {key: options[key] for key in options if key not in idle}, known, f"option of {name}: "
+    )
     if problems:
         raise DataError(*problems)
     options = known | options
     out = cache / f"{name}-{_digest(_recipe(name, options))[:12]}"
     if name == "heart":
         return heart(root, out, **options)
-    if name == "compas":
-        return compas(root, out, **options)
+    if name in ("compas", "compas_violent"):
+        return compas(root, out, name=name, **options)  # type: ignore[arg-type]
+    if name == "adult":
+        return adult(root, out, **options)
     return iowa(root, out) if name == "iowa" else synthetic(out, **options)
 
 
-def _chosen(name: str, options: dict[str, str]) -> dict[str, str]:
+def _chosen(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """`options` if each is among `CHOICES`."""
     problems = [
         f"option {key} of {name} must be one of {', '.join(CHOICES[name][key])}, got {value!r}"
@@ -520,8 +772,17 @@ def _fill(folder: Path, made: _Build, recipe: Mapping[str, Any]) -> None:
     listing = {"contract": "contract.yaml", "agencies": agencies}
     (folder / "agencies.yaml").write_text(yaml.safe_dump(listing, sort_keys=False), encoding="utf-8")
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {"recipe": recipe, "files": sums}
+    manifest = {"recipe": recipe, "files": sums, "cautions": list(made.cautions)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def cautions(folder: Path) -> list[str]:
+    """Known flaws of the public data that a loader wrote into `folder`; [] of any other folder."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return [str(sentence) for sentence in manifest.get("cautions", [])]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
 
 
 def _found(out: Path, recipe: Mapping[str, Any]) -> Path:

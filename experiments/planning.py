@@ -287,6 +287,7 @@ def _toml(plan: TrainPlan, life: Mapping[Viewer, float]) -> str:
         f'contracts = ["{plan.contract_sha256}"]',
         f'models = ["{plan.model.name}"]',
         f'strategies = ["{plan.strategy}"]',
+        *([] if plan.fairness is None else [f'fairness = ["{plan.fairness.method}"]']),
         f"releases = {json.dumps(list(dict.fromkeys(event.kind for event in plan.each_release())))}",
     ]
     return "\n".join([*listed, *lines, "[budget]", f"delta = {privacy.delta!r}", f"life = {text}"])

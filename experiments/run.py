@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.agencies import Agency, DataError
 from experiments.config import CONF, Data, Study, agencies_of, check_settings, compose, read
+from experiments.datasets import cautions
 from federation.experiment import Experiment, Settings, SettingsError, checked
 from federation.server.checkpoint import CheckpointError
 from federation.server.rounds import RunError
@@ -167,7 +168,7 @@ def start(
     console = Console()
     facts = RunFacts(folder.name, settings.engine.name, simulation=True)
     with Screen(console, settings.rounds, quiet=quiet) as screen:
-        add = _reference_adder(experiment, data, agencies, screen) if settings.reference else _unchanged
+        add = _adder(experiment, data, agencies, screen)
         job = Job(experiment, facts, folder, tracker, (screen,), add)
         try:
             result = (engines.run_ray if settings.engine.name == "ray" else engines.run_local)(job, nodes)
@@ -276,14 +277,16 @@ def new_run_id(name: str) -> str:
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _unchanged(result: dict[str, Any]) -> dict[str, Any]:
-    return result
-
-
-def _reference_adder(experiment: Experiment, data: Data, agencies: Sequence[Agency], screen: Any) -> Any:
-    from experiments.compare import reference
+def _adder(experiment: Experiment, data: Data, agencies: Sequence[Agency], screen: Any) -> Any:
+    """What a simulation adds to a result: the flaws of its public data that are known, and `reference` if asked."""
 
     def add(result: dict[str, Any]) -> dict[str, Any]:
+        known = [] if data.source == "own" else cautions(agencies[0].table.parent)
+        result = result | {"cautions": known}
+        if not experiment.settings.reference:
+            return result
+        from experiments.compare import reference
+
         return result | {"reference": reference(experiment, data, agencies, result, screen)}
 
     return add

@@ -18,6 +18,7 @@ from federation import masks
 from federation.decision import DecisionError, Registration, Signed
 from federation.plan import (
     Agreed,
+    FairTraining,
     Fraction,
     Participant,
     PrivacyPlan,
@@ -157,6 +158,32 @@ class CustomDisclosure(Agreed):
     rounding: Annotated[int, Field(ge=1)] = 1
 
 
+class Fairness(Agreed):
+    """Training that tries to be fairer (docs/fairness.md, `federation.server.fair`); all of it follows from the tune tables.
+
+    `group_multipliers`: people of a level of the audit group `by` that is behind count more, in [1 / `most`, `most`]. Each
+    checkpoint moves a multiplier's logarithm by `rate` x its gap in the rates of `criterion`, by `step` at most. When
+    accuracy or AUC falls by more than `floor`, they go back to 1. `qffl`: agencies count by loss^`q`.
+    """
+
+    method: Literal["none", "group_multipliers", "qffl"] = "none"
+    by: str | None = None
+    criterion: Literal["equalized_odds", "equal_opportunity"] = "equalized_odds"
+    rate: Positive = 0.5
+    step: Positive = 0.5
+    most: Annotated[float, Field(ge=1, le=100)] = 3.0
+    floor: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    q: NotNegative = 1.0
+
+    def plan(self) -> FairTraining | None:
+        """The part that agencies see."""
+        if self.method == "none":
+            return None
+        if self.method == "qffl":
+            return FairTraining(method="qffl", q=self.q)
+        return FairTraining(method="group_multipliers", by=self.by, most=self.most)
+
+
 class Evaluation(Agreed):
     """Score tables: `checkpoints` on tune along the way, one on test at the end.
 
@@ -242,6 +269,7 @@ class Settings(Agreed):
     privacy: Privacy
     local: Local = Local()
     strategy: Strategy = Strategy()
+    fairness: Fairness = Fairness()
     evaluation: Evaluation = Evaluation()
     split: Split = Split()
     engine: Engine = Engine()
@@ -269,6 +297,26 @@ class Settings(Agreed):
                 f"strategy must be dp_fedsgd where privacy is shared, got {self.strategy.name}: behind masks there "
                 "is only a sum, so nothing that needs each agency's own steps, loss or rank can be used"
                 + ("; order statistics need each agency's own change" if self.strategy.name in ROBUST else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def can_be_fairer(self) -> Self:
+        method = self.fairness.method
+        if method != "none" and not (self.evaluation.checkpoints and self.split.tune):
+            raise ValueError(
+                f"fairness.method {method} needs tables on the way, of which it learns who is behind: set "
+                "evaluation.checkpoints to at least 1 and split.tune above 0"
+            )
+        if method == "qffl" and self.privacy.mechanism == "shared":
+            raise ValueError(
+                "fairness.method must not be qffl where privacy is shared: it needs each agency's own loss, and behind "
+                "masks there is only a sum; use privacy=local or fairness=group_multipliers"
+            )
+        if method == "qffl" and self.strategy.name in ROBUST:
+            raise ValueError(
+                f"fairness.method must not be qffl for strategy {self.strategy.name}: it gives agencies with a large loss "
+                "more weight, and that strategy ranks changes instead of weighing them; use strategy=fedavg"
             )
         return self
 
@@ -345,6 +393,12 @@ class Experiment(Agreed):
         if not any(contract.holds_label(participant.kind) for participant in self.participants):
             raise ValueError(f"no agency listed holds the label {contract.label.column!r}")
         self._can_be_robust()
+        fairness, groups = self.settings.fairness, [group.name for group in contract.groups]
+        if fairness.method == "group_multipliers" and fairness.by not in groups:
+            raise ValueError(
+                f"fairness.by must be an audit group of the contract ({', '.join(groups) or 'it has none'}), got "
+                f"{fairness.by!r}"
+            )
         if self.registration is not None:
             self._is_what_was_registered(self.registration)
         return self
@@ -486,6 +540,7 @@ class Experiment(Agreed):
             "rounds": settings.rounds,
             "checkpoints": settings.checkpoint_rounds,
             "edges": self.edges,
+            "fairness": settings.fairness.plan(),
             "tune_fraction": settings.split.tune,
             "test_fraction": settings.split.test,
             "participants": self.participants,

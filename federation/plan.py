@@ -23,6 +23,7 @@ from models.spec import ModelSpec
 VERSION = "5"
 
 Part = Literal["train", "tune", "test"]
+FairMethod = Literal["group_multipliers", "qffl"]
 _SLUG, _SHA256 = r"^[a-z0-9][a-z0-9_-]{0,63}$", r"^[0-9a-f]{64}$"
 _PATTERNS = {
     _SLUG: "must be small letters, digits, - and _, at most 64",
@@ -299,6 +300,27 @@ class UserCounts(Agreed):
     cells: Annotated[int, Field(ge=4, le=MAX_USER_CELLS)]
 
 
+class FairTraining(Agreed):
+    """How a run tries to be fairer while it trains (docs/fairness.md); no agency can check the coordinator's part of it.
+
+    `group_multipliers`: orders bring numbers in [1 / `most`, `most`] by which people's clipped gradients count, by level of
+    the audit group `by` and by outcome (`federation.multipliers`). `qffl`: the coordinator weighs agencies by loss^`q`,
+    of which the agencies' tune tables tell it.
+    """
+
+    method: FairMethod
+    by: str | None = None
+    most: Annotated[float, Field(ge=1, le=100)] | None = None
+    q: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def says_its_own(self) -> Self:
+        given = tuple(value is not None for value in (self.by, self.most, self.q))
+        if given != ((True, True, False) if self.method == "group_multipliers" else (False, False, True)):
+            raise ValueError("fairness: group_multipliers has by and most, qffl has q")
+        return self
+
+
 class Terms(Agreed):
     """What every plan says: what it is for, under which contract, among whom, and how people are dealt into parts.
 
@@ -353,6 +375,7 @@ class TrainPlan(Terms):
     rounds: Annotated[int, Field(ge=0, le=100_000)]
     checkpoints: tuple[int, ...]
     edges: tuple[float, ...]
+    fairness: FairTraining | None = None
     registration: Registered | None = None
     users: UserCounts | None = None
     retest: Retest | None = Field(default=None, exclude_if=lambda retest: retest is None)
@@ -372,6 +395,10 @@ class TrainPlan(Terms):
         shared = self.privacy.shared
         if shared is None:
             return self
+        if self.fairness is not None and self.fairness.method == "qffl":
+            raise ValueError(
+                "fairness: qffl needs each agency's own loss, and behind masks there is only a sum"
+            )
         if self.local.steps != 1 or self.local.proximal_mu:
             raise ValueError(
                 "shared noise needs local.steps = 1 and no proximal term: others' noise never reaches a step "
@@ -415,7 +442,7 @@ class TrainPlan(Terms):
 
     def of_retest(self, retest: Retest) -> Self:
         """This plan without its training: one table of test people, and no more."""
-        return self.but(rounds=0, checkpoints=(), users=None, retest=retest)
+        return self.but(rounds=0, checkpoints=(), users=None, fairness=None, retest=retest)
 
     def each_release(self) -> tuple[Event, ...]:
         """One of each release that the plan may ask for: training, a table of tune and of test people, one of users."""

@@ -67,7 +67,8 @@ class RoundOrder:
     """One order of one round: evaluate these weights on `evaluate` parts, then train from them.
 
     Behind masks `draw` numbers the masked vectors of one set-up of keys, and `transcript` names the set-up.
-    `heads` are the newest ledger heads that the coordinator knows.
+    `heads` are the newest ledger heads that the coordinator knows. `multipliers`: two for each audit group, outcome 0
+    first (`federation.multipliers`), or none.
     """
 
     plan: TrainPlan
@@ -78,12 +79,13 @@ class RoundOrder:
     draw: int | None = None
     transcript: str = ""
     heads: Heads = field(default_factory=dict)
+    multipliers: tuple[float, ...] = ()
 
     @functools.cached_property
     def digest(self) -> str:
         """Names what is asked, hex: the same order sent twice has the same, whatever heads it brings."""
-        asked = (self.plan.sha256, self.round, self.train, self.evaluate, self.draw, self.transcript)
-        return _digest(repr(asked), self.weights)
+        which = (self.plan.sha256, self.round, self.train, self.evaluate)
+        return _digest(repr((*which, self.draw, self.transcript, self.multipliers)), self.weights)
 
     @property
     def order_id(self) -> str:

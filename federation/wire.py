@@ -140,6 +140,7 @@ def pack_round_orders(order: RoundOrder, node_ids: Mapping[str, int]) -> dict[st
         "draw": order.draw,
         "transcript": order.transcript,
         "heads": order.heads,
+        "multipliers": list(order.multipliers),
     }
     content = _record(small, {"weights": order.weights})
     return {
@@ -169,6 +170,7 @@ def read_round_order(message: Message) -> RoundOrder:
             draw=None if small["draw"] is None else int(small["draw"]),
             transcript=str(small["transcript"]),
             heads=_read_heads(small["heads"]),
+            multipliers=tuple(float(value) for value in small["multipliers"]),
         )
 
     return _decoded(read, message)

@@ -187,7 +187,7 @@ def test_loss_of_shape_b_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def ghost(module: torch.nn.Module, weights: torch.Tensor, max_grad_norm: float) -> train.ClippedSum:
         weight, bias = train._unflatten(module, weights).values()
 
-        def clipped_sum(x: torch.Tensor, y: torch.Tensor, present: object) -> torch.Tensor:
+        def clipped_sum(x: torch.Tensor, y: torch.Tensor, *_: object) -> torch.Tensor:
             with torch.inference_mode(False):
                 x, y = x.clone(), y.clone().unsqueeze(-1)
                 w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()

@@ -40,6 +40,7 @@ def test_the_groups_are_the_ones_that_are_documented() -> None:
         "data",
         "engine",
         "experiment",
+        "fairness",
         "gates",
         "model",
         "privacy",

@@ -18,7 +18,7 @@ import yaml
 
 from experiments import datasets
 from experiments.agencies import Agency, DataError, read_agencies
-from experiments.datasets import CHOICES, CONTRACTS, SOURCES, Source, prepare
+from experiments.datasets import CHOICES, CONTRACTS, SOURCES, Dirichlet, Source, prepare
 from models.contract import Contract, validate
 
 IDENTIFIERS = ("name", "first", "last", "dob", "id", "c_case_number", "r_case_number", "vr_case_number")
@@ -140,7 +140,7 @@ def test_without_kinds_in_the_contract_none_may_be_given(
 # --- the original files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["heart", "compas", "iowa"])
+@pytest.mark.parametrize("name", list(CHOICES))
 def test_absent_files_are_all_named_with_source_and_checksum(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(name, {"root": str(tmp_path)}, tmp_path / "cache")
@@ -178,10 +178,16 @@ def test_a_changed_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("adult", {}, "data set must be one of compas, heart, iowa, synthetic, got 'adult'"),
+        (
+            "folktables",
+            {},
+            "data set must be one of adult, compas, compas_violent, heart, iowa, synthetic, got",
+        ),
         ("heart", {"splits": "hash"}, "option of heart: splits is not a known key; known are split"),
         ("heart", {"split": "random"}, "option split of heart must be one of hash, flamby, got 'random'"),
         ("compas", {"cohort": "all"}, "option cohort of compas must be one of full, corrected"),
+        ("compas", {"alpha": 1.0}, "option alpha of compas is of sites=dirichlet: choose that too"),
+        ("iowa", {"alpha": 1.0}, "option of iowa: alpha is not a known key"),
         ("synthetic", {"people": -1}, "option people must be a number from 0.05 to 100, got -1"),
         ("synthetic", {"colour": 1}, "option of synthetic: colour is not a known key"),
     ],
@@ -373,6 +379,16 @@ FACTS: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, tuple[int, float]
     },
     ("compas", (("sites", "one"),)): {"broward": (6172, 0.455)},
     ("compas", (("cohort", "corrected"), ("sites", "one"))): {"broward": (5297, 0.366)},
+    ("compas_violent", (("sites", "one"),)): {"broward": (4020, 0.162)},
+    ("compas_violent", (("cohort", "corrected"), ("sites", "one"))): {"broward": (3822, 0.120)},
+    ("adult", ()): {
+        "private": (33906, 0.218),
+        "self-employed": (5557, 0.363),
+        "local-government": (3136, 0.295),
+        "state-government": (1981, 0.267),
+        "federal-government": (1432, 0.392),
+        "none-stated": (2830, 0.094),
+    },
     ("iowa", ()): {
         "1jd": (2787, 0.409),
         "2jd": (1988, 0.413),
@@ -407,7 +423,7 @@ def test_sizes_and_base_rates_are_the_published_ones(
         assert found[agency][1] == pytest.approx(rate, abs=0.0006)
 
 
-@pytest.mark.parametrize("name", ["heart", "compas", "iowa"])
+@pytest.mark.parametrize("name", list(CHOICES))
 def test_every_real_table_fits_its_contract_and_names_nobody(name: str, cache: Path) -> None:
     for choice in [{}, *({key: last[-1]} for key, last in CHOICES[name].items())]:
         path = prepare(name, choice | {"root": real_root()}, cache)
@@ -446,6 +462,95 @@ def test_the_groups_of_compas_are_the_published_ones(cache: Path) -> None:
     divisions = tables_of(prepare("compas", {"root": real_root()}, cache))
     assert sum(map(len, divisions.values())) == 6172
     assert len(divisions["misdemeanour"]) == 1851  # letters MM
+
+
+# --- agencies that a public file does not have ------------------------------------------------------------
+
+
+def test_everybody_has_one_agency() -> None:
+    classes = np.random.default_rng(1).integers(0, 3, 5000)
+    dealt = Dirichlet(agencies=12, alpha=0.5, by="race", seed=3).deal(classes)
+    assert list(dealt) == [f"agency-{i:02d}" for i in range(1, 13)]
+    assert np.array_equal(np.sort(np.concatenate(list(dealt.values()))), np.arange(5000))
+    assert min(map(len, dealt.values())) >= Dirichlet.LEAST
+
+
+def test_agencies_are_less_alike_with_a_smaller_alpha() -> None:
+    """The share of class 1 at an agency spreads with sd sqrt(p (1 - p) / (2 alpha + 1)) or so: less with a larger alpha."""
+    classes = np.random.default_rng(1).integers(0, 2, 20_000)
+
+    def spread(alpha: float) -> float:
+        of = [Dirichlet(agencies=15, alpha=alpha, by="sex", seed=s).deal(classes) for s in range(5)]
+        return float(np.mean([np.std([classes[rows].mean() for rows in each.values()]) for each in of]))
+
+    assert spread(0.5) > 2 * spread(5.0) > 4 * spread(500.0)
+
+
+def test_classes_are_by_race_or_sex_and_by_the_label_where_asked() -> None:
+    race, sex, label = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]], bool)
+    found = {by: Dirichlet(2, 1.0, by, 0).classes(race, sex, label).tolist() for by in Dirichlet.BY}
+    assert found == {
+        "race": [0, 0, 1, 1],
+        "sex": [0, 1, 0, 1],
+        "race-label": [1, 1, 2, 2],
+        "sex-label": [1, 3, 0, 2],
+    }
+
+
+def test_too_many_agencies_for_so_few_people_are_refused() -> None:
+    with pytest.raises(DataError, match=r"no draw with alpha=0\.5 gives each of 15 agencies 60 people"):
+        Dirichlet(agencies=15, alpha=0.5, by="race", seed=0).deal(np.zeros(800, int))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"agencies": 1}, "option agencies must be a whole number from 2 to 100, got 1"),
+        ({"alpha": 0}, "option alpha must be a number above 0, got 0"),
+        ({"by": "age"}, "option by must be one of race, sex, race-label, sex-label, got 'age'"),
+        ({"seed": -1}, "option seed must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_a_wrong_partition_is_named(changed: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        Dirichlet(**{**datasets.DIRICHLET, **changed})
+
+
+@pytest.mark.parametrize(("name", "people"), [("compas", 6172), ("compas_violent", 4020), ("adult", 48842)])
+def test_dirichlet_agencies_of_public_files_hold_everybody(name: str, people: int, cache: Path) -> None:
+    options = {"root": real_root(), "sites": "dirichlet", "agencies": 7, "by": "sex", "seed": 2}
+    path = prepare(name, options, cache)
+    assert sum(map(len, tables_of(path).values())) == people
+    other = prepare(name, options | {"seed": 3}, cache)
+    assert tables_of(path).keys() == tables_of(other).keys()
+    assert [len(t) for t in tables_of(path).values()] != [len(t) for t in tables_of(other).values()]
+
+
+# --- what is known to be wrong with a file ----------------------------------------------------------------
+
+
+def test_the_full_cohort_of_compas_comes_with_a_caution(cache: Path) -> None:
+    """The rates of the data's README: 0.455 and 0.366, African-American 0.523 and 0.435, Caucasian 0.391 and 0.300."""
+    (sentence,) = datasets.cautions(prepare("compas", {"root": real_root()}, cache).parent)
+    told = "everyone 0.455 and 0.366, African-American 0.523 and 0.435, Caucasian 0.391 and 0.300"
+    assert told in sentence
+    (sentence,) = datasets.cautions(prepare("compas_violent", {"root": real_root()}, cache).parent)
+    assert "everyone 0.162 and 0.120" in sentence
+    for name in ("compas", "compas_violent"):
+        corrected = prepare(name, {"root": real_root(), "cohort": "corrected"}, cache)
+        assert datasets.cautions(corrected.parent) == []
+
+
+def test_no_caution_where_late_screening_changes_no_rate() -> None:
+    frame = pd.DataFrame({"race": ["Caucasian"] * 4, "two_year_recid": [0.0, 1.0, 0.0, 1.0]})
+    assert datasets._label_artefact(frame, np.array([False, False, True, True])) == ()
+    assert datasets._label_artefact(frame, np.array([False, True, False, True])) != ()
+
+
+def test_a_folder_of_ones_own_has_no_cautions(tmp_path: Path) -> None:
+    assert datasets.cautions(tmp_path) == []
+    (tmp_path / "manifest.json").write_text("[]")
+    assert datasets.cautions(tmp_path) == []
 
 
 def test_flamby_splits_as_flamby_does(cache: Path) -> None:

@@ -132,6 +132,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
     ),
     "another strategy": ({"strategies": ["dp_fedsgd"]}, lambda p: p, Reason.MODEL, "strategies"),
     "no key strategies": ({"strategies": None}, lambda p: p, Reason.MODEL, "strategies"),
+    "fairer training": (
+        {},
+        lambda p: p.but(fairness={"method": "qffl", "q": 1.0}),
+        Reason.MODEL,
+        "fairness: the plan's fairer training 'qffl' is not listed",
+    ),
     "no tables": (
         {"releases": ["train", "stats"]},
         lambda p: p,

@@ -553,7 +553,9 @@ def test_a_run_without_noise_tells_what_the_pooled_rows_tell(
     make_study: MakeStudy, folder: Path, tmp_path: Path
 ) -> None:
     """Oracle: pandas on the rows of every agency's file that say test, scored with the final weights."""
-    found = federate(make_study("privacy=none", "evaluation.cutoff=0.4", "evaluation.disclosure=none"), tmp_path)
+    found = federate(
+        make_study("privacy=none", "evaluation.cutoff=0.4", "evaluation.disclosure=none"), tmp_path
+    )
     state = checkpoint.read_last(tmp_path / "checkpoints")
     assert state is not None
     (w,), (b,) = ([v for n, v in state.weights.items() if n.endswith(end)] for end in ("weight", "bias"))

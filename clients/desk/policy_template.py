@@ -20,6 +20,10 @@ POLICY = """\
 # How the coordinator may combine what the agencies send.
 #: strategies = ["dp_fedsgd"]
 
+# How training may be made fairer (docs/fairness.md): "group_multipliers" lets orders say how much people count by audit
+# group and outcome, within bounds; "qffl" weighs agencies by the loss that their own tables show.
+#: fairness = ["group_multipliers"]
+
 # What may leave, always with noise: "train" (changes of a model), "evaluate" (tables of scores and outcomes), "users"
 # (a table of who is flagged by use of services, lead time and today's practice, as far as the contract declares them),
 # "stats" (quantiles of one column); and the columns that may be asked for.

@@ -16,6 +16,12 @@ KINDS = {
 }
 
 
+FAIRER = {
+    "group_multipliers": "by how much people of an audit group count, within bounds",
+    "qffl": "by how much an agency counts",
+}
+
+
 class Line(NamedTuple):
     """One key of policy.toml and what it means."""
 
@@ -76,6 +82,7 @@ def _what(policy: Policy) -> list[Line]:
             "strategies",
             f"How the coordinator may combine: {'as it likes' if any_strategy else _names(policy.strategies) or 'no way'}.",
         ),
+        Line("fairness", _fairness(policy)),
         Line(
             "releases", f"What may leave: {_names(kinds) or 'nothing'}, always with noise unless simulated."
         ),
@@ -89,6 +96,13 @@ def _what(policy: Policy) -> list[Line]:
         Line("max_rounds", f"A plan may have {_at_most(policy.max_rounds)} rounds."),
         Line("max_steps", f"An order may take {_at_most(policy.max_steps)} steps of training."),
     ]
+
+
+def _fairness(policy: Policy) -> str:
+    if policy.fairness is None and policy.simulation:
+        return "Training may be made fairer in any way that fedrisk knows."
+    named = _names([FAIRER[method] for method in policy.fairness or ()])
+    return f"How training may be made fairer: {named or 'in no way'}."
 
 
 def _how_little(policy: Policy) -> list[Line]:

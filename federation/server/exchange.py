@@ -159,7 +159,7 @@ def ask(grid: Grid, experiment: Experiment, federation: Federation, order: Round
         for part, table in reply.tables.items():
             got.tables.setdefault(part, {})[name] = table
         if reply.delta is not None:
-            got.updates.append(Update(message, delta, participant.weight, holds))
+            got.updates.append(Update(message, delta, participant.weight, holds, name))
             got.bounded |= {name: times} if times > 1 else {}
     return got
 

@@ -20,7 +20,7 @@ from federation import installed
 from federation.experiment import Experiment
 from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
-from federation.server import bounds
+from federation.server import bounds, fair
 from federation.server.analysis import analysis
 from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
@@ -130,6 +130,8 @@ def build_result(
         "scoring": scoring(experiment, plan, final["round"], state.tables),
         "users": users_of(experiment, plan, final["round"], state.tables),
         "reference": None,
+        "cautions": [],
+        "fairness_training": fair.facts(settings.fairness, state.history.get("fairness")),
         "files": {
             "report": "report.html",
             "evidence": "evidence.json",

@@ -17,7 +17,7 @@ from federation import protocol
 from federation.experiment import Experiment
 from federation.protocol import Head, RoundOrder, TrainPlan, Weights
 from federation.server import checkpoint as checkpoints
-from federation.server import masked, strategies
+from federation.server import fair, masked, strategies
 from federation.server.checkpoint import Checkpoint
 from federation.server.exchange import Federation, Round, RunError, ask, meet, quorum, too_few
 from federation.server.joining import Departures, Door
@@ -66,9 +66,10 @@ def run_federation(
     void = 0
     for number in range(state.round + 1, plan.rounds + 1):
         started = clock()
-        order = RoundOrder(
-            plan, number, state.weights, True, ("tune",) if number - 1 in plan.checkpoints else ()
-        )
+        fairer: fair.State | None = state.history.get("fairness")
+        parts: tuple[protocol.Part, ...] = ("tune",) if number - 1 in plan.checkpoints else ()
+        counts = fair.of_order(fairer, experiment)
+        order = RoundOrder(plan, number, state.weights, True, parts, multipliers=counts)
         joined = door.open(number)
         got = asker.ask(order)
         got.joined += joined
@@ -76,7 +77,13 @@ def run_federation(
         enough = len(got.replied) >= quorum(experiment, len(got.rejected)) and bool(got.updates)
         void = 0 if enough else void + 1
         weights = (
-            strategies.combine(strategy, number, state.weights, got.updates, len(got.rejected))
+            strategies.combine(
+                strategy,
+                number,
+                state.weights,
+                fair.weighed(fairer, experiment, got.updates),
+                len(got.rejected),
+            )
             if enough
             else state.weights
         )
@@ -157,6 +164,7 @@ def _first_state(experiment: Experiment, folder: Path) -> Checkpoint:
             experiment.settings.model, len(layout(experiment.data_contract).names), experiment.settings.seed
         )
         history: dict[str, Any] = {"rounds": [], "checkpoints": [], "orders": {}}
+        history["fairness"] = fair.start(experiment.settings.fairness)
         return Checkpoint(0, experiment.sha256, risk.weights_of(module), history=history)
     if found.config_sha256 != experiment.sha256:
         raise RunError(
@@ -200,7 +208,10 @@ def _after(
         "rounds": [*state.history["rounds"], record] if order.train else list(state.history["rounds"]),
         "checkpoints": list(state.history["checkpoints"]),
         "orders": orders,
+        "fairness": state.history.get("fairness"),
     }
+    if history["fairness"] is not None and order.train and "tune" in order.evaluate:
+        history["fairness"] = fair.after(history["fairness"], experiment, plan, measured, tables)
     for part in order.evaluate:
         measures = checkpoint_record(experiment, plan, part, measured, tables, orders)
         history["checkpoints"].append(measures | {"rejected": got.rejected})

@@ -32,13 +32,15 @@ from federation.protocol import Weights
 class Update:
     """One agency's valid change: its message, its delta, its public weight, and what it holds.
 
-    `held` maps a parameter's name to a 0/1 array that broadcasts to it; absent means all of it.
+    `held` maps a parameter's name to a 0/1 array that broadcasts to it; absent means all of it. `agency`: whose, where
+    it is of one.
     """
 
     message: Message
     delta: Weights
     weight: float
     held: Mapping[str, np.ndarray]
+    agency: str = ""
 
 
 @dataclass(frozen=True)
