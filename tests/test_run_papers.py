@@ -29,32 +29,16 @@ from federation.panel.checklists import checklists
 from federation.panel.evidence import evidence
 from federation.panel.facts import REGISTRATION, at, is_estimate, pointer, shown
 from federation.panel.findings.everything import FINDINGS
-from federation.panel.findings.finding import Finding
+from federation.panel.findings.finding import Finding, supported
 from federation.panel.model_card import model_card
 from federation.panel.papers import PAPERS, as_read, write_papers
+from federation.panel.report import ANCHORS, render_report
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 PANEL = Signatories.of("alice", "bob", quorum=2)
 HIDDEN = dict(zip(("value", "low", "high"), SECRET, strict=True)) | {"publishable": False}
 EASY = {"net_benefit_gain": None, "simulation_allowed": True, "agencies_as_registered": False, "auc": 0.51}
-ANCHORS = {
-    *("about", "works", "fair", "users", "cost", "happened", "next", "checklists", "words"),
-    *("registered", "agencies", "data-notes", "missing"),
-    *("people", "capacity", "calibration", "compared", "benefit", "by-agency"),
-    *(
-        "groups",
-        "intersections",
-        "between",
-        "over-time",
-        "constant",
-        "conflicts",
-        "analysis",
-        "fairness-training",
-    ),
-    *("practice", "lead", "disclosure", "audit", "several"),
-    *("incidents", "gates", "changed", "identity", "referral"),
-}
 
 
 def estimate(value: float, spread: float = 0.0213) -> Json:
@@ -319,6 +303,17 @@ def test_every_number_in_a_finding_stands_at_its_sources(name: str) -> None:
     assert set(NUMBER.findall(found.text)) <= known, found.text
 
 
+@pytest.mark.parametrize("name", FINDINGS)
+def test_a_finding_that_lacks_what_it_quotes_is_not_said(name: str) -> None:
+    found = supported(FINDINGS[name], RESULT)
+    for source in () if found is None else found.sources:
+        if "#" in source or at(RESULT, source) in (None, {}, []):
+            continue
+        rest = supported(FINDINGS[name], without(RESULT, tuple(source.split("/")[1:]), null=True))
+        assert rest is None or (source not in rest.sources and rest.text != found.text), source
+        assert "None" not in (rest.text if rest else ""), source
+
+
 # --- the same result, the same bytes; nothing else is needed -----------------------------------------------------
 
 
@@ -361,9 +356,12 @@ EVERY_PART = [
 ]
 
 
-def without(value: Json, path: tuple[str, ...], *, null: bool) -> Json:
+def without(value: Any, path: tuple[str, ...], *, null: bool) -> Any:
     """`value` with what stands at `path` removed, or null."""
     key, *below = path
+    if isinstance(value, list):
+        entry = without(value[int(key)], tuple(below), null=null)
+        return [*value[: int(key)], entry, *value[int(key) + 1 :]]
     if below:
         return value | {key: without(value[key], tuple(below), null=null)}
     return value | {key: None} if null else {name: entry for name, entry in value.items() if name != key}
@@ -404,7 +402,15 @@ def test_what_nobody_answered_is_left_to_people(key: str) -> None:
 
 def test_a_card_says_what_is_left_out() -> None:
     said = [each["description"] for each in model_card(BARE)["considerations"]["limitations"]]
-    assert "26 numbers are left out: too few people, or too much noise, to publish them." in said
+    left_out = [
+        where
+        for where, each in estimates(BARE["final"]["metrics"])
+        if each["publishable"] is not True and not where.startswith(("/reliability", "/worst_gap"))
+    ]
+    assert left_out
+    assert (
+        f"{len(left_out)} numbers are left out: too few people, or too much noise, to publish them." in said
+    )
     assert "It was not registered before it began: no panel can approve it." in said
     assert "No owner of the model is named." in said
     assert any(text.startswith("Nobody answered: What it is for;") for text in said)
@@ -435,7 +441,7 @@ def test_an_audit_and_what_would_be_replaced_are_read_from_what_was_signed() -> 
         "An audit by one run found an ε of at least 1.76 where 3.0 is claimed, with a confidence of 0.95.",
         tuple(
             f"{REGISTRATION}#/evidence/audit/{key}"
-            for key in ("lower_bound", "claimed_epsilon", "confidence")
+            for key in ("attack", "lower_bound", "claimed_epsilon", "confidence")
         ),
     )
     assert changed is not None
@@ -545,6 +551,12 @@ def test_lists_name_findings_and_places_that_exist() -> None:
             assert item["text"].endswith("?")
             assert ("from" in item) == ("anchor" in item)
             assert item.get("anchor", "about") in ANCHORS
+
+
+def test_every_place_that_a_list_names_is_on_every_report() -> None:
+    wanted = {item["anchor"] for each in LISTS for item in each["items"] if "anchor" in item}
+    for result in (RESULT, {}):
+        assert wanted <= set(re.findall(r'\bid="([^"]+)"', render_report(result)))
 
 
 def test_the_lists_have_every_heading_of_their_sources() -> None:
