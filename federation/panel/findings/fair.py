@@ -162,9 +162,11 @@ def fairness_training(result: Json) -> Finding | None:
     if not used:
         source, _ = metrics(result)
         return Finding("The training did nothing for fairness; gaps were measured only.", (f"{source}/gaps",))
-    stopped = f" It stopped: {used['stopped']}" if used.get("stopped") else ""
-    text = f"Fairness-aware training by {str(used.get('method')).replace('_', ' ')}.{stopped}"
-    return Finding(text, ("/fairness_training/method",))
+    text = f"Fairness-aware training by {str(used.get('method')).replace('_', ' ')}."
+    if not used.get("stopped"):
+        return Finding(text, ("/fairness_training/method",))
+    text += f" It stopped: {used['stopped']}"
+    return Finding(text, ("/fairness_training/method", "/fairness_training/stopped"))
 
 
 def analysis(result: Json) -> Finding | None:
