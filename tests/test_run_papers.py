@@ -8,13 +8,14 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from fake_result import SECRET, fake_result
+from fake_result import SECRET, fake_result, whole_result
 from jsonschema import Draft202012Validator
 from panels import Signatories
 
@@ -29,124 +30,41 @@ from federation.panel.checklists import checklists
 from federation.panel.evidence import evidence
 from federation.panel.facts import REGISTRATION, at, is_estimate, pointer, shown
 from federation.panel.findings.everything import FINDINGS
-from federation.panel.findings.finding import Finding
+from federation.panel.findings.finding import Finding, supported
 from federation.panel.model_card import model_card
 from federation.panel.papers import PAPERS, as_read, write_papers
+from federation.panel.report import ANCHORS, render_report
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 PANEL = Signatories.of("alice", "bob", quorum=2)
 HIDDEN = dict(zip(("value", "low", "high"), SECRET, strict=True)) | {"publishable": False}
 EASY = {"net_benefit_gain": None, "simulation_allowed": True, "agencies_as_registered": False, "auc": 0.51}
-ANCHORS = {
-    *("about", "works", "fair", "users", "cost", "happened", "next", "checklists", "words"),
-    *("registered", "agencies", "data-notes", "missing"),
-    *("people", "capacity", "calibration", "compared", "benefit", "by-agency"),
-    *(
-        "groups",
-        "intersections",
-        "between",
-        "over-time",
-        "constant",
-        "conflicts",
-        "analysis",
-        "fairness-training",
-    ),
-    *("practice", "lead", "disclosure", "audit", "several"),
-    *("incidents", "gates", "changed", "identity", "referral"),
-}
 
 
-def estimate(value: float, spread: float = 0.0213) -> Json:
-    return {"value": value, "low": value - spread, "high": value + spread, "publishable": True}
-
-
-def whole_result() -> Json:
-    """A made-up result with every part that a result may have; one estimate in each new part is hidden."""
-    result = fake_result(checkpoints=2)
-    metrics = result["final"]["metrics"]
-    female, other = metrics["groups"]["sex"]["female"], metrics["groups"]["sex"]["other"]
-    gaps = {"demographic_parity": estimate(0.0517), "equal_opportunity": HIDDEN}
-    metrics["overall"] |= {"net_benefit_gain": estimate(0.0431), "fnr": estimate(0.3077)}
-    metrics["intersections"] = {"sex=female & age band=under 25": female, "sex=other & age band=other": other}
-    metrics["capacity"] = {
-        "share": 0.1,
-        "cutoff": 0.6218,
-        "chosen_on": "tune",
-        "overall": {"tpr": estimate(0.2219), "ppv": HIDDEN},
-        "groups": {"sex": {"female": {"tpr": estimate(0.2041), "fpr": HIDDEN}}},
-    }
-    metrics["agency_gaps"] = {"sex": {"st anne health": gaps}}
-    metrics["between_agencies"] = {"tpr": estimate(0.0822), "fpr": HIDDEN, "selection_rate": estimate(0.0633)}
-    metrics["constant"] = {
-        "nobody": {"accuracy": estimate(0.6161), "tpr": estimate(0.0)},
-        "everybody": {"accuracy": estimate(0.3839), "fpr": HIDDEN},
-        "base_rate": {"brier": estimate(0.2365)},
-    }
-    metrics["conflicts"] = {
-        "sex": {"base_rate_gap": estimate(0.0504), "conflict": True},
-        "age band": {"base_rate_gap": HIDDEN, "conflict": None},
-    }
-    result["users"] = {
-        "declared": {
-            "intensity": {
-                "column": "contacts",
-                "levels": ["0", "1-5", "6+"],
-                "description": "contacts a year",
-            },
-            "lead_time": {
-                "column": "days",
-                "unit": "days",
-                "edges": [30],
-                "description": "from flag to crisis",
-            },
+def every_part() -> Json:
+    """The made-up result with every part that a result may have; an estimate of each new part is hidden."""
+    result = whole_result()
+    result["checkpoints"] = fake_result(checkpoints=1)["checkpoints"]  # small: each test hashes all of it
+    metrics, users = result["final"]["metrics"], result["users"]
+    metrics["capacity"]["overall"]["ppv"] = metrics["capacity"]["groups"]["sex"]["female"]["fpr"] = HIDDEN
+    metrics["agency_gaps"]["sex"]["st anne health"]["equal_opportunity"] = HIDDEN
+    metrics["between_agencies"]["fpr"] = metrics["constant"]["everybody"]["fpr"] = HIDDEN
+    metrics["conflicts"]["age band"]["base_rate_gap"] = HIDDEN
+    users["by_intensity"]["no service"]["tpr"] = users["practice"]["fpr"] = HIDDEN
+    users["lead"]["bands"][1]["share"] = HIDDEN
+    return result | {
+        "departures": [
+            {"agency": "gone", "at": "2026-03-01T10:00:00+00:00", "run_id": "x", "round": 3, "back": None}
+        ],
+        "scoring": {
+            "outcome": "a crisis",
+            "tune_fraction": 0.2,
+            "test_fraction": 0.25,
+            "bands": [],
+            "recalibration": {"intercept": 0.1, "slope": 1.1},
         },
-        "sigma": 6.0,
-        "part": "test",
-        "by_intensity": {"0": {"people": estimate(2101.0), "tpr": HIDDEN}},
-        "most_intensive_share_of_flagged": estimate(0.4127),
-        "found_beyond": estimate(0.3619),
-        "lead": {
-            "bands": [
-                {"low": 0, "high": 30, "share": estimate(0.2718)},
-                {"low": 30, "high": None, "share": HIDDEN},
-            ],
-            "median": {"low": 30, "high": 90},
-        },
-        "practice": {"tpr": estimate(0.5132), "fpr": HIDDEN},
     }
-    result["analysis"] = {
-        "label": "analysis only, not used in any score",
-        "recalibration": {"st anne health": {"intercept": 0.1171, "slope": 0.9313}},
-        "group_thresholds": None,
-    }
-    result["fairness_training"] = {
-        "method": "group_multipliers",
-        "settings": {"rate": 0.5},
-        "history": [],
-        "stopped": "the accuracy fell below its floor.",
-    }
-    result["cautions"] = ["The outcome is what was recorded, not what happened."]
-    result["disclosure"] = {"profile": "uk-default", "minimum": 10, "rounding": 5}
-    result["tables"] = "per_agency"
-    result["robustness"] = {
-        "malicious": 0,
-        "least_agencies": 1,
-        "thin_blocks": [],
-        "norm_bound": "plan",
-        "masked": False,
-    }
-    result["departures"] = [
-        {"agency": "gone", "at": "2026-03-01T10:00:00+00:00", "run_id": "x", "round": 3, "back": None}
-    ]
-    result["scoring"] = {
-        "outcome": "a crisis",
-        "tune_fraction": 0.2,
-        "test_fraction": 0.25,
-        "bands": [],
-        "recalibration": {"intercept": 0.1, "slope": 1.1},
-    }
-    return result
 
 
 def registered(result: Json, answers: Mapping[str, str] | None = None, **changes: Any) -> Json:
@@ -158,7 +76,8 @@ def registered(result: Json, answers: Mapping[str, str] | None = None, **changes
     return result | {"registration": {"sha256": signed.digest, "signed": json.loads(signed.canonical)}}
 
 
-RESULT = as_read(registered(whole_result()))
+WHOLE = every_part()
+RESULT = as_read(registered(WHOLE))
 BARE = as_read(fake_result())
 
 
@@ -205,11 +124,17 @@ def written(result: Json) -> str:
     return "".join(make(result).decode() for make in PAPERS.values())
 
 
+@cache
+def all_written() -> str:
+    """What is in the papers of RESULT."""
+    return written(RESULT)
+
+
 # --- nothing that may not be published ------------------------------------------------------------------------
 
 
 def test_no_suppressed_value_is_in_any_paper() -> None:
-    text = written(RESULT)
+    text = all_written()
     for value in SECRET:
         for way in (f"{value:.2f}", f"{100 * value:.1f}", f"{value:.6f}", repr(value)):
             assert way not in text, f"{value} is in a paper as {way}"
@@ -319,6 +244,17 @@ def test_every_number_in_a_finding_stands_at_its_sources(name: str) -> None:
     assert set(NUMBER.findall(found.text)) <= known, found.text
 
 
+@pytest.mark.parametrize("name", FINDINGS)
+def test_a_finding_that_lacks_what_it_quotes_is_not_said(name: str) -> None:
+    found = supported(FINDINGS[name], RESULT)
+    for source in () if found is None else found.sources:
+        if "#" in source or at(RESULT, source) in (None, {}, []):
+            continue
+        rest = supported(FINDINGS[name], without(RESULT, tuple(source.split("/")[1:]), null=True))
+        assert rest is None or (source not in rest.sources and rest.text != found.text), source
+        assert "None" not in (rest.text if rest else ""), source
+
+
 # --- the same result, the same bytes; nothing else is needed -----------------------------------------------------
 
 
@@ -361,9 +297,12 @@ EVERY_PART = [
 ]
 
 
-def without(value: Json, path: tuple[str, ...], *, null: bool) -> Json:
+def without(value: Any, path: tuple[str, ...], *, null: bool) -> Any:
     """`value` with what stands at `path` removed, or null."""
     key, *below = path
+    if isinstance(value, list):
+        entry = without(value[int(key)], tuple(below), null=null)
+        return [*value[: int(key)], entry, *value[int(key) + 1 :]]
     if below:
         return value | {key: without(value[key], tuple(below), null=null)}
     return value | {key: None} if null else {name: entry for name, entry in value.items() if name != key}
@@ -394,8 +333,8 @@ def test_a_part_that_is_gone_is_missed(part: str) -> None:
 @pytest.mark.parametrize("key", Answers.model_fields)
 def test_what_nobody_answered_is_left_to_people(key: str) -> None:
     every = {each: f"said of {each}" for each in Answers.model_fields}
-    silent = as_read(registered(whole_result(), {each: said for each, said in every.items() if each != key}))
-    assert f"said of {key}" in written(RESULT)
+    silent = as_read(registered(WHOLE, {each: said for each, said in every.items() if each != key}))
+    assert f"said of {key}" in all_written()
     assert f"said of {key}" not in written(silent)
     assert human(silent) > human(RESULT) or key in ("intended_use", "date_windows")
     (fact,) = [fact for fact in all_facts(silent) if fact["source"] == f"{REGISTRATION}#/answers/{key}"]
@@ -404,7 +343,15 @@ def test_what_nobody_answered_is_left_to_people(key: str) -> None:
 
 def test_a_card_says_what_is_left_out() -> None:
     said = [each["description"] for each in model_card(BARE)["considerations"]["limitations"]]
-    assert "26 numbers are left out: too few people, or too much noise, to publish them." in said
+    left_out = [
+        where
+        for where, each in estimates(BARE["final"]["metrics"])
+        if each["publishable"] is not True and not where.startswith(("/reliability", "/worst_gap"))
+    ]
+    assert left_out
+    assert (
+        f"{len(left_out)} numbers are left out: too few people, or too much noise, to publish them." in said
+    )
     assert "It was not registered before it began: no panel can approve it." in said
     assert "No owner of the model is named." in said
     assert any(text.startswith("Nobody answered: What it is for;") for text in said)
@@ -435,7 +382,7 @@ def test_an_audit_and_what_would_be_replaced_are_read_from_what_was_signed() -> 
         "An audit by one run found an ε of at least 1.76 where 3.0 is claimed, with a confidence of 0.95.",
         tuple(
             f"{REGISTRATION}#/evidence/audit/{key}"
-            for key in ("lower_bound", "claimed_epsilon", "confidence")
+            for key in ("attack", "lower_bound", "claimed_epsilon", "confidence")
         ),
     )
     assert changed is not None
@@ -547,6 +494,12 @@ def test_lists_name_findings_and_places_that_exist() -> None:
             assert item.get("anchor", "about") in ANCHORS
 
 
+def test_every_place_that_a_list_names_is_on_every_report() -> None:
+    wanted = {item["anchor"] for each in LISTS for item in each["items"] if "anchor" in item}
+    for result in (RESULT, {}):
+        assert wanted <= set(re.findall(r'\bid="([^"]+)"', render_report(result)))
+
+
 def test_the_lists_have_every_heading_of_their_sources() -> None:
     heads = {each["name"]: [item["text"].split(":")[0] for item in each["items"]] for each in LISTS}
     algo_care = "Advisory Lawful Granularity Ownership Challengeable Accuracy Responsible Explainable"
@@ -594,7 +547,7 @@ def test_a_line_has_an_answer_with_its_place_or_is_for_people() -> None:
 
 
 def test_a_failed_gate_is_named_in_every_paper_that_speaks_of_gates() -> None:
-    result = as_read(registered(whole_result(), gates=EASY | {"auc": 0.999}))
+    result = as_read(registered(WHOLE, gates=EASY | {"auc": 0.999}))
     for text in (json.dumps(checklists(result)), json.dumps(atrs(result)), json.dumps(model_card(result))):
         assert "must be at least 0.999" in text
         assert "Every registered gate is passed." not in text

@@ -30,6 +30,7 @@ from test_report import contrast, leaked
 
 from federation.panel import cli
 from federation.panel.history import read
+from federation.panel.papers import PAPERS
 from federation.panel.signing import drafts
 from federation.panel.site.comparing import MORE, NOISE, compare, difference, verdict
 from federation.panel.site.guard import COOKIE, LARGEST
@@ -470,6 +471,11 @@ def test_the_papers_of_a_run_are_shown_as_text_and_no_other_file_is(desk: Desk, 
     (desk.run / "atrs.json").write_text(json.dumps({"tier_1": PROBE}))
     (desk.run / "notes.txt").write_text("not for this site")
     page = site.get("/runs/early-help-1").text
+    names = ["result.json", *(name for name in PAPERS if name != "report.html")]
+    assert re.findall(r"papers/([a-z.-]+)", page) == names
+    (desk.run / "evidence.json").unlink()
+    (desk.run / "model-card.json").unlink()
+    page = site.get("/runs/early-help-1").text
     assert re.findall(r"papers/([a-z.-]+)", page) == ["result.json", "atrs.json"]
     found = site.get("/runs/early-help-1/papers/atrs.json")
     assert found.content == (desk.run / "atrs.json").read_bytes()
@@ -676,7 +682,7 @@ def test_two_runs_differ_in_what_was_set_otherwise_and_in_nothing_else() -> None
     auc = worse["final"]["metrics"]["overall"]["auc"]
     auc |= {name: auc[name] - 0.2 for name in ("value", "low", "high")}
     (row,) = [row for row in compare(result, worse)["measures"] if row[-1] == MORE]
-    assert row[0] == "Ranking (AUC)"
+    assert row[0] == "Ranking"
     assert row[4].text == "-0.200"
     assert compare(result, fake_result() | {"purpose": "another"})["cautions"] == [
         "The two runs have different purposes."
@@ -698,7 +704,7 @@ def test_the_site_looks_like_the_report_and_has_its_contrast() -> None:
     room = Path(cli.__file__).parent
     style, report = (
         (room / "site" / "style.css").read_text(),
-        (room / "templates" / "report.html.j2").read_text(),
+        (room / "templates" / "style.css.j2").read_text(),
     )
     colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", style))
     assert colours.items() <= dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", report)).items()
@@ -766,7 +772,7 @@ def test_report_writes_a_runs_report_again(desk: Desk, monkeypatch: pytest.Monke
     before = report.read_bytes()
     report.unlink()
     done = desk.must("report", desk.run, "--open")
-    assert done.out == f"wrote   {report}\n"
+    assert done.out.splitlines() == [f"wrote   {desk.run / name}" for name in PAPERS]
     assert report.read_bytes() == before
     assert opened == [report.as_uri()]
     desk.must("report", desk.run, "--out", desk.home / "copies" / "new")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from federation.panel.findings.everything import FINDINGS
-from federation.panel.findings.finding import Finding
+from federation.panel.findings.finding import Finding, supported
 
 FILE = Path(__file__).with_suffix(".yaml")
 
@@ -34,7 +34,7 @@ def checklists(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def found(names: Sequence[str], result: Mapping[str, Any], needs_all: bool = True) -> list[Finding]:
     """The findings of those names; none at all where one lacks and all are needed."""
-    told = [FINDINGS[name](result) for name in names]
+    told = [supported(FINDINGS[name], result) for name in names]
     known = [finding for finding in told if finding is not None]
     return known if len(known) == len(told) or not needs_all else []
 

@@ -11,7 +11,7 @@ from typing import Any
 from federation.panel.evidence import result_sha256
 from federation.panel.facts import Fact, answered, at, facts, metrics_source, pointer, table
 from federation.panel.findings import about, cost, fair, happened, works
-from federation.panel.findings.finding import Find, Json
+from federation.panel.findings.finding import Find, Json, supported
 from federation.panel.registered import ABOUT, NEXT, registration_of
 
 SCHEMA_VERSION = "0.0.2"
@@ -82,7 +82,7 @@ def _details(result: Json) -> dict[str, Any]:
 
 
 def _diff(result: Json) -> dict[str, str]:
-    changed = happened.changed(result)
+    changed = supported(happened.changed, result)
     return {} if changed is None else {"diff": changed.text}
 
 
@@ -219,6 +219,6 @@ def _told(result: Json, *findings: Find) -> str:
 
 def _texts(result: Json, findings: tuple[Find, ...]) -> list[str]:
     told: Mapping[str, None] = dict.fromkeys(
-        finding.text for find in findings if (finding := find(result)) is not None
+        finding.text for find in findings if (finding := supported(find, result)) is not None
     )
     return list(told)

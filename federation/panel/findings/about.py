@@ -21,8 +21,10 @@ def outcome(result: Json) -> Finding | None:
     contract = table(result.get("contract"))
     if not contract.get("label"):
         return None
-    horizon = f", within {contract['horizon']}" if contract.get("horizon") else ""
-    return Finding(f"The outcome is {contract['label']}{horizon}.", ("/contract/label", "/contract/horizon"))
+    if not contract.get("horizon"):
+        return Finding(f"The outcome is {contract['label']}.", ("/contract/label",))
+    text = f"The outcome is {contract['label']}, within {contract['horizon']}."
+    return Finding(text, ("/contract/label", "/contract/horizon"))
 
 
 def description(result: Json) -> Finding | None:
@@ -119,10 +121,14 @@ def model_output(result: Json) -> Finding | None:
     if not label:
         return None
     within = f" within {horizon}" if horizon else ""
-    bands = [str(band.get("name")) for band in at(result, "/scoring/bands") or () if isinstance(band, dict)]
+    bands = [str(table(band).get("name")) for band in at(result, "/scoring/bands") or ()]
     more = f" Bands: {listed(bands)}." if bands else ""
-    text = f"A probability from 0 to 1 of {label}{within}.{more}"
-    return Finding(text, ("/contract/label", "/contract/horizon", "/scoring/bands"))
+    sources = [
+        "/contract/label",
+        *(["/contract/horizon"] if horizon else []),
+        *(f"/scoring/bands/{number}/name" for number in range(len(bands))),
+    ]
+    return Finding(f"A probability from 0 to 1 of {label}{within}.{more}", tuple(sources))
 
 
 def training(result: Json) -> Finding | None:
@@ -140,7 +146,7 @@ def size(result: Json) -> Finding | None:
     parameters, done = at(result, "/model/parameters"), result.get("rounds")
     if parameters is None or not isinstance(done, list):
         return None
-    text = f"{parameters} numbers were learned in {len(done)} rounds. The energy that took was not measured."
+    text = f"{parameters} numbers were learned in {len(done)} rounds. Nobody measured what energy that took."
     return Finding(text, ("/model/parameters", "/rounds"))
 
 

@@ -44,7 +44,9 @@ def audit(result: Json) -> Finding | None:
         f"An audit by {found.get('attack')} found an ε of at least {found['lower_bound']:.2f} where "
         f"{found.get('claimed_epsilon')} is claimed, with a confidence of {found.get('confidence')}."
     )
-    return Finding(text, tuple(f"{source}/{key}" for key in ("lower_bound", "claimed_epsilon", "confidence")))
+    return Finding(
+        text, tuple(f"{source}/{key}" for key in ("attack", "lower_bound", "claimed_epsilon", "confidence"))
+    )
 
 
 def disclosure(result: Json) -> Finding | None:
@@ -70,4 +72,4 @@ def robustness(result: Json) -> Finding | None:
         text = f"It holds while at most {found['malicious']} agencies send wrong changes."
     else:
         text = "The strategy averages: one agency that sends wrong changes pulls the model as far as its norm bound lets it."
-    return Finding(text, ("/robustness",))
+    return Finding(text, ("/robustness/masked", "/robustness/malicious"))

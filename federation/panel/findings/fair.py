@@ -15,10 +15,10 @@ from federation.panel.findings.finding import (
 )
 
 GAPS = {
-    "demographic_parity": "share flagged (demographic parity)",
-    "equal_opportunity": "share found (equal opportunity)",
-    "equalized_odds": "share found or wrongly flagged (equalised odds)",
-    "predictive_parity": "share right if flagged (predictive parity)",
+    "demographic_parity": "share flagged",
+    "equal_opportunity": "share found",
+    "equalized_odds": "share found or wrongly flagged",
+    "predictive_parity": "share right if flagged",
 }
 
 
@@ -31,7 +31,7 @@ def worst_gap(result: Json) -> Finding | None:
     named = table(found["worst_gap"])
     noise = " It cannot be told from noise." if gap.low is not None and gap.low <= 0 else ""
     text = f"The largest gap between groups is {points(gap)}: {GAPS.get(named.get('gap', ''), 'gap')}, by {named.get('attribute')}.{noise}"
-    return Finding(text, (f"{source}/worst_gap",))
+    return Finding(text, tuple(f"{source}/worst_gap{key}" for key in ("", "/gap", "/attribute")))
 
 
 def gaps(result: Json) -> Finding | None:
@@ -120,7 +120,7 @@ def by_agency(result: Json) -> Finding | None:
         return None
     said = listed(f"{name} {decimal(mark)}" for name, mark in known.items())
     return Finding(
-        f"AUC at each agency: {said}.", tuple(source + pointer("agencies", name, "auc") for name in known)
+        f"Ranking at each agency: {said}.", tuple(source + pointer("agencies", name, "auc") for name in known)
     )
 
 
@@ -160,12 +160,13 @@ def fairness_training(result: Json) -> Finding | None:
     if "fairness_training" not in result:
         return None
     if not used:
-        return Finding(
-            "The training did nothing for fairness; gaps were measured only.", ("/fairness_training",)
-        )
-    stopped = f" It stopped: {used['stopped']}" if used.get("stopped") else ""
-    text = f"Fairness-aware training by {str(used.get('method')).replace('_', ' ')}.{stopped}"
-    return Finding(text, ("/fairness_training/method",))
+        source, _ = metrics(result)
+        return Finding("The training did nothing for fairness; gaps were measured only.", (f"{source}/gaps",))
+    text = f"Fairness-aware training by {str(used.get('method')).replace('_', ' ')}."
+    if not used.get("stopped"):
+        return Finding(text, ("/fairness_training/method",))
+    text += f" It stopped: {used['stopped']}"
+    return Finding(text, ("/fairness_training/method", "/fairness_training/stopped"))
 
 
 def analysis(result: Json) -> Finding | None:
@@ -173,7 +174,8 @@ def analysis(result: Json) -> Finding | None:
     found = table(result.get("analysis"))
     if not found:
         return None
-    what = [name.replace("_", " ") for name in ("recalibration", "group_thresholds") if found.get(name)]
-    if not what:
+    tried = [name for name in ("recalibration", "group_thresholds") if found.get(name)]
+    if not tried:
         return None
-    return Finding(f"{listed(what).capitalize()}: {found.get('label')}.", ("/analysis",))
+    text = f"{listed(name.replace('_', ' ') for name in tried).capitalize()}: {found.get('label')}."
+    return Finding(text, tuple(f"/analysis/{name}" for name in (*tried, "label")))

@@ -1,4 +1,7 @@
-"""A finding: one sentence that a result supports, with where its parts stand. None is said where it supports none."""
+"""A finding: one sentence that a result supports, with where its parts stand. None is said where it supports none.
+
+What is read with `supported` needs all its sources: a sentence that quotes what a result lacks is not said at all.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +31,14 @@ class Finding:
 
 
 Find = Callable[[Json], Finding | None]
+
+
+def supported(find: Find, result: Json) -> Finding | None:
+    """The finding, unless one of its sources is not in the result, null or an empty text."""
+    finding = find(result)
+    if finding is None or any(at(result, source) in (None, "") for source in finding.sources):
+        return None
+    return finding
 
 
 def answer(key: str) -> Find:

@@ -1,6 +1,6 @@
 """What was agreed before the run, what became of it, and what comes next."""
 
-from federation.panel.facts import REGISTRATION, table
+from federation.panel.facts import REGISTRATION, pointer, table
 from federation.panel.facts import at as at_source
 from federation.panel.findings.finding import Finding, Json, listed
 from federation.panel.registered import gates as judged
@@ -35,7 +35,7 @@ def took_part(result: Json) -> Finding | None:
     others = [f"{name} ({told})" for name, told in status.items() if told != "trained"]
     text = f"Took part: {listed(name for name, told in status.items() if told == 'trained')}."
     more = f" Did not: {listed(others)}." if others else ""
-    return Finding(text + more, ("/agencies",))
+    return Finding(text + more, tuple(pointer("agencies", name, "status") for name in status))
 
 
 def incidents(result: Json) -> Finding | None:
@@ -57,7 +57,8 @@ def incidents(result: Json) -> Finding | None:
 def departures(result: Json) -> Finding | None:
     """Who left the federation."""
     gone = [str(table(entry).get("agency")) for entry in result.get("departures") or ()]
-    return Finding(f"Left the federation: {listed(gone)}.", ("/departures",)) if gone else None
+    sources = tuple(f"/departures/{number}/agency" for number in range(len(gone)))
+    return Finding(f"Left the federation: {listed(gone)}.", sources) if gone else None
 
 
 def changed(result: Json) -> Finding | None:

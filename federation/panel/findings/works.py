@@ -10,6 +10,7 @@ from federation.panel.findings.finding import (
     metrics,
     percent,
 )
+from federation.panel.sections.numbers import MEASURES
 
 
 def _one(result: Json, words: str, say: str, *keys: str) -> Finding | None:
@@ -22,7 +23,7 @@ def _one(result: Json, words: str, say: str, *keys: str) -> Finding | None:
 
 def ranking(result: Json) -> Finding | None:
     """AUC."""
-    words = "Of two people, one with the outcome and one without, it ranks the right one higher with a chance of {} (AUC)."
+    words = "Of two people, one with the outcome and one without, it ranks the right one higher with a chance of {}."
     return _one(result, words, "decimal", "overall", "auc")
 
 
@@ -74,7 +75,7 @@ def people(result: Json) -> Finding | None:
 
 def benefit(result: Json) -> Finding | None:
     """Net benefit over the better of two simple rules."""
-    words = "Net benefit for each person over the better of flagging everybody and nobody: {}."
+    words = "Worth for each person beyond the better of flagging everybody and nobody: {}."
     return _one(result, words, "decimal", "overall", "net_benefit_gain")
 
 
@@ -119,8 +120,8 @@ def compared(result: Json) -> Finding | None:
         mean = at(row, "/auc/mean")
         if real(mean):
             parts.append(f"{table(row).get('name')} {mean:.3f}")
-            sources.append(f"/reference/rows/{number}/auc/mean")
-    return Finding(f"AUC, mean over seeds: {listed(parts)}.", tuple(sources)) if parts else None
+            sources += [f"/reference/rows/{number}/{key}" for key in ("name", "auc/mean")]
+    return Finding(f"Ranking, mean over seeds: {listed(parts)}.", tuple(sources)) if parts else None
 
 
 def measures(result: Json) -> Finding | None:
@@ -129,8 +130,13 @@ def measures(result: Json) -> Finding | None:
     names = list(table(found.get("overall")))
     if not names:
         return None
-    said = listed(name.replace("_", " ") for name in names)
+    said = listed(words_of(name) for name in names)
     return Finding(f"Each with a 95% interval that knows the noise: {said}.", (f"{source}/overall",))
+
+
+def words_of(name: str) -> str:
+    """What the report calls a measure of result.json."""
+    return MEASURES[name][0].lower() if name in MEASURES else name.replace("_", " ")
 
 
 def set_aside(result: Json) -> Finding | None:
