@@ -28,7 +28,7 @@ demo: $(STAMP)   ## train privately across five synthetic agencies and show what
 test: $(STAMP)   ## run the tests, on two cores
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not long"
 
-faults: $(STAMP) ## run the long tests: killed processes, cut networks, a host that reboots
+faults: $(STAMP) ## run the long tests: killed processes, cut networks, a panel's whole cycle, a browser, Ray
 	@$(BIN)/python -m pytest $(PARALLEL) -m long
 
 servers:         ## install nginx, PostgreSQL and Chromium where they are missing (Debian, as root): some tests skip without

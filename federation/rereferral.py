@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from models.scores import NOTHING
+
 Json = Mapping[str, Any]
 Side = Literal["below", "above"]
 Verdict = Literal["due", "not due", "cannot be told", "judged by people"]
@@ -184,7 +186,7 @@ def judge(text: str, metrics: Json) -> Found:
             "cannot be told",
             says,
             threshold,
-            dict.fromkeys(("value", "low", "high")) | {"publishable": False},
+            NOTHING.to_dict(),
         )
     value, low, high = map(float, ends)  # type: ignore[arg-type]
     due = threshold.crossed_by(value)

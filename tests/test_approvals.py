@@ -271,7 +271,7 @@ def test_asking_again_and_again_fills_no_disk(tmp_path: Path, plan: TrainPlan) -
     [
         ("", "is not a plan in JSON"),
         ("[1]", "plan.json"),
-        ('{"rounds": 0}', "plan.json: rounds should be greater than or equal to 1, got 0"),
+        ('{"rounds": -1}', "plan.json: rounds should be greater than or equal to 0, got -1"),
     ],
 )
 def test_a_file_that_is_no_plan_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -249,6 +249,7 @@ def fedrisk(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "experiments.cli", arguments[0], *common, *arguments[1:]]
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_weights_as_local(folder: Path) -> None:
     """In processes of their own: Ray leaves things open that would be warnings here."""
     weights = []

@@ -102,6 +102,7 @@ class Cycle:
         write_table(self.folder / "people.csv", people(8, 40), ("visits", "outcome", "sex"))
 
 
+@pytest.mark.long
 def test_register_run_report_decide_promote_score_and_what_ends_it(tmp_path: Path) -> None:
     cycle = Cycle(tmp_path)
     write_agencies(tmp_path, {"north": "police", "clinic": "health", "south": "police"}, 900)

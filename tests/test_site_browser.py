@@ -153,6 +153,7 @@ def fits(page: Page) -> None:
     page.set_viewport_size(WIDE)
 
 
+@pytest.mark.long
 def test_a_decision_without_a_mouse(browser: Browser, desk: Desk, clock: Clock) -> None:
     with serving(desk.folder, Path("outputs"), clock) as address:
         context = browser.new_context(
@@ -263,6 +264,7 @@ def test_a_decision_without_a_mouse(browser: Browser, desk: Desk, clock: Clock) 
         assert "used before" in late.inner_text("main")
 
 
+@pytest.mark.long
 def test_a_hostile_report_runs_nothing(browser: Browser, desk: Desk, clock: Clock) -> None:
     """What the headers forbid, a browser does not do."""
     attack = (

@@ -910,6 +910,7 @@ def test_a_node_without_a_usable_source_does_not_open(node: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite"])
 def test_memory_grows_with_people_and_not_with_cells(tmp_path: Path, kind: str) -> None:
     """Of as many people, four times the rows take next to nothing; more people take their features and little more."""

@@ -11,7 +11,8 @@ from typing import Any
 from federation.durable import write_whole
 from federation.panel.decisions import day
 from federation.panel.sections.about import STATUS
-from federation.panel.sections.numbers import MEASURES, Cell, Unit, cell
+from federation.panel.sections.numbers import MEASURES, Cell, Unit, cell, of_mark
+from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
 BECAME = {**STATUS, "counted": "was counted"}
@@ -76,7 +77,9 @@ def _row(threshold: Json) -> dict[str, Any]:
         "sentence": threshold["sentence"],
         "due": threshold["verdict"] == "due",
         "verdict": VERDICTS[threshold["verdict"]] + (", may be noise" if threshold["may_be_noise"] else ""),
-        "then": Cell("–", hidden=True) if then is None else cell({**then, "publishable": True}, unit),
+        "then": Cell("–", hidden=True)
+        if then is None
+        else of_mark(Mark(then["value"], then["low"], then["high"]), unit),
         "now": Cell("–", hidden=True) if threshold["found"] is None else cell(threshold["found"], unit),
     }
 

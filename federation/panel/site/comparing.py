@@ -11,7 +11,7 @@ from typing import Any
 
 from federation.panel.registered import gates, registration_of
 from federation.panel.sections.fair import GAPS
-from federation.panel.sections.numbers import MEASURES, Json, Unit, cell, certainty, epsilon, shown
+from federation.panel.sections.numbers import MEASURES, Json, Unit, cell, certainty, epsilon, of_mark, shown
 from federation.panel.svg import Mark
 from federation.panel.words import flat
 from federation.server.gates import at_of
@@ -77,7 +77,7 @@ def _beside(one: Json | None, other: Json | None, unit: Unit) -> tuple[Any, Any,
     if marks[0] is not None and marks[1] is not None:
         found = difference(marks[0], marks[1])
         unit_apart: Unit = "points" if unit == "percent" else unit
-        apart = None if unit == "count" else cell(vars(found) | {"publishable": True}, unit_apart)
+        apart = None if unit == "count" else of_mark(found, unit_apart)
     return cell(one, unit), cell(other, unit), apart, verdict(*marks)
 
 
