@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import tomli_w
 import yaml
 from click.testing import Result
