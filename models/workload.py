@@ -120,20 +120,29 @@ class Workload:
         return {name: found.codes(table[found.column]) for name, found in self.attributes.items()}
 
     def answer(
-        self, query: Query, tables: Tables, *, minimum: float = MINIMUM, level: float = LEVEL
+        self,
+        query: Query,
+        tables: Tables,
+        fitted: Tables | None = None,
+        *,
+        minimum: float = MINIMUM,
+        level: float = LEVEL,
     ) -> list[Cell]:
-        """The query's cells, in the order of the levels of `by`; `outside` is left out."""
+        """The query's cells, in the order of the levels of `by`; `outside` is left out.
+
+        Intervals are of `tables` as they came; values are of `fitted`, as far as they are in their interval.
+        """
         of = in_order(query.table, self.sizes)
-        everyone, noise = tables.table(of), tables.variance(of)
+        reading = _Reading(tables, of, tables.table(of), (fitted or tables).table(of), minimum, level)
         cells = []
         for levels in self._levels(query):
             own = {name: (value,) for name, value in zip(query.by, levels, strict=True)}
             counted = self._picked(of, own, query.where, query.among or {})
             if query.among is None:
-                estimate, sd = _count(tables, of, everyone, noise, counted, minimum, level)
+                estimate, sd = reading.count(counted)
             else:
                 base = self._picked(of, own, query.among)
-                estimate, sd = _rate(tables, of, everyone, counted, base, minimum, level)
+                estimate, sd = reading.rate(counted, base)
             cells.append(Cell(levels, estimate, sd))
         return cells
 
@@ -155,45 +164,44 @@ class Workload:
         return found
 
 
-def _count(
-    tables: Tables,
-    of: Attributes,
-    everyone: FloatArray,
-    noise: FloatArray,
-    counted: FloatArray,
-    minimum: float,
-    level: float,
-) -> tuple[Estimate, float]:
-    one_cell = counted.sum() == 1  # the usual case, whose variance is known already
-    variance = float(noise[counted > 0][0]) if one_cell else tables.covariance(of, counted, counted)
-    value, sd = float((everyone * counted).sum()), math.sqrt(max(variance, 0.0))
-    margin = quantile(level) * sd
-    low, high = max(value - margin, 0.0), max(value + margin, 0.0)
-    shown = value >= max(minimum, 3 * sd)
-    return Estimate(min(max(value, 0.0), high), low, high, shown), sd
+@final
+@dataclass(frozen=True)
+class _Reading:
+    """One table as it came and as it was fitted, and sums of its cells."""
 
+    tables: Tables
+    of: Attributes
+    raw: FloatArray
+    fitted: FloatArray
+    minimum: float
+    level: float
 
-def _rate(
-    tables: Tables,
-    of: Attributes,
-    everyone: FloatArray,
-    counted: FloatArray,
-    base: FloatArray,
-    minimum: float,
-    level: float,
-) -> tuple[Estimate, float | None]:
-    """F / G by Fieller: the r with (F - r G)^2 <= z^2 (Var F - 2 r Cov + r^2 Var G), within [0, 1]."""
-    f, g = float((everyone * counted).sum()), float((everyone * base).sum())
-    if not g > 0:
-        return NOTHING, None
-    of_f, of_g = tables.covariance(of, counted, counted), tables.covariance(of, base, base)
-    both, z2 = tables.covariance(of, counted, base), quantile(level) ** 2
-    value = min(max(f / g, 0.0), 1.0)
-    low, high = between_roots(g * g - z2 * of_g, f * g - z2 * both, f * f - z2 * of_f)
-    low, high = min(max(low, 0.0), value), max(min(high, 1.0), value)
-    shown = g >= max(minimum, 3 * math.sqrt(max(of_g, 0.0))) and high - low < 1
-    sd = math.sqrt(max(of_f - 2 * value * both + value**2 * of_g, 0.0)) / g
-    return Estimate(value, low, high, shown), sd
+    def count(self, counted: FloatArray) -> tuple[Estimate, float]:
+        """How many people are in the cells that `counted` marks with 1."""
+        value = float((self.raw * counted).sum())
+        sd = math.sqrt(max(self.tables.covariance(self.of, counted, counted), 0.0))
+        margin = quantile(self.level) * sd
+        low, high = max(value - margin, 0.0), max(value + margin, 0.0)
+        best = min(max(float((self.fitted * counted).sum()), low), high)
+        return Estimate(best, low, high, value >= max(self.minimum, 3 * sd)), sd
+
+    def rate(self, counted: FloatArray, base: FloatArray) -> tuple[Estimate, float | None]:
+        """F / G by Fieller: the r with (F - r G)^2 <= z^2 (Var F - 2 r Cov + r^2 Var G), within [0, 1]."""
+        f, g = float((self.raw * counted).sum()), float((self.raw * base).sum())
+        if not g > 0:
+            return NOTHING, None
+        of_f, of_g, both = (
+            self.tables.covariance(self.of, *pair)
+            for pair in ((counted, counted), (base, base), (counted, base))
+        )
+        z2, value = quantile(self.level) ** 2, min(max(f / g, 0.0), 1.0)
+        low, high = between_roots(g * g - z2 * of_g, f * g - z2 * both, f * f - z2 * of_f)
+        low, high = min(max(low, 0.0), value), max(min(high, 1.0), value)
+        shown = g >= max(self.minimum, 3 * math.sqrt(max(of_g, 0.0))) and high - low < 1
+        sd = math.sqrt(max(of_f - 2 * value * both + value**2 * of_g, 0.0)) / g
+        among = float((self.fitted * base).sum())
+        best = float((self.fitted * counted).sum()) / among if among > 0 else value
+        return Estimate(min(max(best, low), high), low, high, shown), sd
 
 
 # --- reading ------------------------------------------------------------------------------------------

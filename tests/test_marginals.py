@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from models import marginals
 from models.marginals import MOST_CELLS, STEPS, Strategy, WorkloadError, count, plan, subsets
@@ -182,3 +183,61 @@ def test_contrasts_are_whole_orthogonal_and_sum_to_nothing() -> None:
         np.testing.assert_allclose(
             marginals.basis(levels) @ marginals.basis(levels).T, np.eye(levels - 1), atol=1e-12
         )
+
+
+@settings(max_examples=25, deadline=None)
+@given(workloads(), st.integers(0, 2**31))
+def test_fitted_tables_have_no_negative_cell_and_still_agree(workload: Any, seed: int) -> None:
+    sizes, tables = workload
+    strategy, rng = plan(sizes, tables), np.random.default_rng(seed)
+    exact = strategy.measure(people(sizes, 30, seed), 30)
+    raw = strategy.read(
+        exact + rng.normal(0, 5 * strategy.sensitivity, strategy.numbers), 25 * strategy.sensitivity**2
+    )
+    fitted = raw.fitted()
+    for of in strategy.tables:
+        assert (fitted.table(of) >= -1e-6).all()
+        for part in subsets(of):
+            away = tuple(axis for axis, name in enumerate(of) if name not in part)
+            np.testing.assert_allclose(fitted.table(of).sum(away), fitted.table(part), atol=1e-6)
+    if all((raw.table(of) >= 0).all() for of in strategy.tables):
+        assert fitted is raw
+
+
+def test_fitting_is_the_projection() -> None:
+    """The oracle is a general solver on the joint of two attributes, where cells and residuals are one to one."""
+    sizes = {"a": 3, "b": 4}
+    strategy, rng = plan(sizes, [("a", "b"), ("a",)]), np.random.default_rng(4)
+    raw = strategy.read(rng.normal(0, 20 * STEPS, strategy.numbers), 400.0 * STEPS**2)
+    order = list(raw.values)
+    start = np.concatenate([raw.values[part].ravel() for part in order])
+    sd = np.sqrt(np.concatenate([raw.variances[part].ravel() for part in order]))
+    columns = []
+    for at in range(len(start)):
+        unit, values, begin = np.eye(len(start))[at], {}, 0
+        for part in order:
+            size = raw.values[part].size
+            values[part] = unit[begin : begin + size].reshape(raw.values[part].shape)
+            begin += size
+        columns.append(marginals.Tables(strategy, values, raw.variances).table(("a", "b")).ravel())
+    cells = np.stack(columns, axis=1)
+    best = minimize(
+        lambda z: float((((z - start) / sd) ** 2).sum()),
+        np.linalg.lstsq(cells, np.ones(12), rcond=None)[0],
+        jac=lambda z: 2 * (z - start) / sd**2,
+        constraints={"type": "ineq", "fun": lambda z: cells @ z, "jac": lambda z: cells},
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    found = raw.fitted(tolerance=1e-4)
+    np.testing.assert_allclose(found.table(("a", "b")).ravel(), cells @ best.x, atol=0.05)
+
+
+def test_fitting_brings_empty_cells_closer_to_the_truth() -> None:
+    sizes, rng = {"need": 6, "area": 12}, np.random.default_rng(5)
+    strategy = plan(sizes, [("need", "area")])
+    codes = {"need": rng.integers(0, 2, 400), "area": rng.integers(0, 3, 400)}
+    truth, noise = count(codes, ("need", "area"), sizes, 400), 8 * strategy.sensitivity
+    raw = strategy.read(strategy.measure(codes, 400) + rng.normal(0, noise, strategy.numbers), noise**2)
+    before, after = (((tables.table(("need", "area")) - truth) ** 2).mean() for tables in (raw, raw.fitted()))
+    assert after < 0.7 * before
