@@ -145,8 +145,8 @@ class Tables:
         """
         asked = self.strategy.tables
         cells = [self.table(of) for of in asked]
-        if all((table >= 0).all() for table in cells):
-            return self
+        if not self.variances[()].any() or all((table >= 0).all() for table in cells):
+            return self  # exact, or nothing to do
         multipliers = [np.zeros_like(table) for table in cells]
         ahead, step, momentum = multipliers, 1.0 / self._curvature(), 1.0
         found = self
