@@ -87,7 +87,7 @@ class _Pair:
         self.most = min(self._rates) * self._buckets
         low = [int(each.min()) for each in (one, other)]
         span = [int(each.max()) - start + 1 for each, start in zip((one, other), low, strict=True)]
-        seen = np.ravel_multi_index((one - low[0], other - low[1]), span)  # type: ignore[call-overload]
+        seen = np.ravel_multi_index((one - low[0], other - low[1]), span)
         self._seen = np.bincount(seen, minlength=span[0] * span[1]).reshape(span).astype(np.float64)
         self._counts = [np.arange(_largest(rate) + 1) for rate in self._rates]
         self._noise = [
@@ -151,11 +151,13 @@ def _largest(rate: float) -> int:
 
 def _poisson(counts: NDArray[np.int64], rate: float) -> FloatArray:
     if rate <= 0:
-        return (counts == 0).astype(np.float64)
+        return np.asarray(counts == 0, np.float64)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, counts[-1] + 1)))])
-    return np.asarray(np.exp(counts * math.log(rate) - rate - log_factorials[counts]))
+    found: FloatArray = np.exp(counts * math.log(rate) - rate - log_factorials[counts])
+    return found
 
 
 def _laplace(values: NDArray[np.int64], epsilon: float) -> FloatArray:
     """P(k) = (1 - e^-eps) / (1 + e^-eps) e^(-eps |k|)."""
-    return np.asarray(math.tanh(epsilon / 2) * np.exp(-epsilon * np.abs(values)))
+    found: FloatArray = math.tanh(epsilon / 2) * np.exp(-epsilon * np.abs(values))
+    return found

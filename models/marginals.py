@@ -23,13 +23,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Exact = TypeVar("Exact", np.int64, np.float64)
 Attributes = tuple[str, ...]
 """Names of attributes in the order of the domain; () is everybody."""
 
@@ -310,6 +311,6 @@ def _lengths(part: Attributes, sizes: Mapping[str, int]) -> FloatArray:
     return np.asarray(found)
 
 
-def _along(matrix: NDArray[np.generic], values: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
+def _along(matrix: NDArray[Exact], values: NDArray[Exact], axis: int) -> NDArray[Exact]:
     """`matrix` applied along one axis."""
-    return np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)  # type: ignore[arg-type]
+    return np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)

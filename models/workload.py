@@ -138,12 +138,13 @@ class Workload:
         for levels in self._levels(query):
             own = {name: (value,) for name, value in zip(query.by, levels, strict=True)}
             counted = self._picked(of, own, query.where, query.among or {})
-            if query.among is None:
-                estimate, sd = reading.count(counted)
-            else:
-                base = self._picked(of, own, query.among)
-                estimate, sd = reading.rate(counted, base)
-            cells.append(Cell(levels, estimate, sd))
+            among = query.among
+            found = (
+                reading.count(counted)
+                if among is None
+                else reading.rate(counted, self._picked(of, own, among))
+            )
+            cells.append(Cell(levels, *found))
         return cells
 
     def _levels(self, query: Query) -> Iterator[tuple[str, ...]]:
@@ -176,7 +177,7 @@ class _Reading:
     minimum: float
     level: float
 
-    def count(self, counted: FloatArray) -> tuple[Estimate, float]:
+    def count(self, counted: FloatArray) -> tuple[Estimate, float | None]:
         """How many people are in the cells that `counted` marks with 1."""
         value = float((self.raw * counted).sum())
         sd = math.sqrt(max(self.tables.covariance(self.of, counted, counted), 0.0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from models import marginals
 from models.marginals import MOST_CELLS, STEPS, Strategy, WorkloadError, count, plan, subsets

@@ -130,7 +130,7 @@ def test_what_cannot_be_told_from_noise_is_not_shown(people: pd.DataFrame) -> No
     for cells in found.values():
         for cell in cells:
             one = cell.estimate
-            assert one.value is None or 0 <= one.low <= one.value <= one.high  # type: ignore[operator]
+            assert one.value is None or 0 <= one.low <= one.value <= one.high
 
 
 @pytest.mark.parametrize(
