@@ -48,16 +48,16 @@ def covered(found: list[cohort.Estimate], shared: int) -> float:
 
 def test_two_lists_of_ten_thousand_at_epsilon_one() -> None:
     """Asked: 15 of 100 at most. The product of the histograms, which is simpler, has 13."""
-    found = trials([10_000, 10_000], 2_000, 150)
+    found = trials([10_000, 10_000], 2_000, 80)
     assert error(found, 2_000) < 0.135
     assert covered(found, 2_000) >= 0.93
     assert np.mean([one.high - one.low for one in found]) < 1_100
-    assert np.mean([one.value for one in found]) == pytest.approx(2_000, rel=0.04)
+    assert np.mean([one.value for one in found]) == pytest.approx(2_000, rel=0.05)
 
 
 def test_lists_that_share_nobody_are_not_said_to_share_anybody() -> None:
-    found = trials([3_000, 2_000], 0, 60)
-    assert np.mean([one.publishable for one in found]) <= 0.08
+    found = trials([3_000, 2_000], 0, 40)
+    assert np.mean([one.publishable for one in found]) <= 0.1
 
 
 def test_lists_of_other_lengths_and_other_epsilons() -> None:
@@ -81,7 +81,7 @@ def test_the_order_of_agencies_and_of_buckets_says_nothing() -> None:
 
 
 def test_three_agencies_have_a_core_with_its_error() -> None:
-    found = trials([20_000, 20_000, 20_000], 8_000, 60, epsilon=2.0)
+    found = trials([20_000, 20_000, 20_000], 8_000, 40, epsilon=2.0)
     assert covered(found, 8_000) >= 0.9
     assert error(found, 8_000) < 0.3
     assert np.mean([one.value for one in found]) == pytest.approx(8_000, rel=0.15)

@@ -114,7 +114,7 @@ def test_intervals_cover_as_often_as_they_say_and_are_no_wider_than_they_need(pe
     asked = [query for query in workload.queries if query.name in ("housing or debt", RATE)]
     truth = [workload.answer(query, strategy.read(exact, 0.0))[0].estimate.value for query in asked]
     found = []
-    for _ in range(700):
+    for _ in range(500):
         tables = strategy.read(exact + rng.normal(0, noise, strategy.numbers), noise**2)
         found.append([workload.answer(query, tables)[0].estimate for query in asked])
     low = np.array([[one.low for one in trial] for trial in found], np.float64)
