@@ -18,8 +18,9 @@ from typing import Any, Literal, final
 import numpy as np
 
 from models.contract import FLAG_LEVELS, Category, Contract, Flag, Group, Level, Number, Ordinal
+from models.disclosure import UNROUNDED, Disclosure
 from models.marginals import Attributes, FloatArray, IntArray, Tables, WorkloadError, in_order
-from models.scores import LEVEL, MINIMUM, NOTHING, Estimate, between_roots, quantile
+from models.scores import LEVEL, NOTHING, Estimate, Noised, between_roots, quantile
 from models.section import Section
 from models.table import Table, canonical
 
@@ -125,7 +126,7 @@ class Workload:
         tables: Tables,
         fitted: Tables | None = None,
         *,
-        minimum: float = MINIMUM,
+        disclosure: Disclosure = UNROUNDED,
         level: float = LEVEL,
     ) -> list[Cell]:
         """The query's cells, in the order of the levels of `by`; `outside` is left out.
@@ -133,7 +134,7 @@ class Workload:
         Intervals are of `tables` as they came; values are of `fitted`, as far as they are in their interval.
         """
         of = in_order(query.table, self.sizes)
-        reading = _Reading(tables, of, tables.table(of), (fitted or tables).table(of), minimum, level)
+        reading = _Reading(tables, of, tables.table(of), (fitted or tables).table(of), disclosure, level)
         cells = []
         for levels in self._levels(query):
             own = {name: (value,) for name, value in zip(query.by, levels, strict=True)}
@@ -174,34 +175,38 @@ class _Reading:
     of: Attributes
     raw: FloatArray
     fitted: FloatArray
-    minimum: float
+    disclosure: Disclosure
     level: float
 
     def count(self, counted: FloatArray) -> tuple[Estimate, float | None]:
-        """How many people are in the cells that `counted` marks with 1."""
-        value = float((self.raw * counted).sum())
-        sd = math.sqrt(max(self.tables.covariance(self.of, counted, counted), 0.0))
-        margin = quantile(self.level) * sd
-        low, high = max(value - margin, 0.0), max(value + margin, 0.0)
-        best = min(max(float((self.fitted * counted).sum()), low), high)
-        return Estimate(best, low, high, value >= max(self.minimum, 3 * sd)), sd
+        """How many people are in the cells that `counted` marks with 1, rounded as the disclosure rule has it."""
+        variance = max(self.tables.covariance(self.of, counted, counted), 0.0)
+        found, sd = Noised(float((self.raw * counted).sum()), variance), math.sqrt(variance)
+        margin = quantile(self.level) * math.sqrt(variance + self.disclosure.variance)
+        low, high = self.disclosure.outward(max(found.count - margin, 0.0), max(found.count + margin, 0.0))
+        best = min(max(self.disclosure.rounded(float((self.fitted * counted).sum())), low), high)
+        return Estimate(best, low, high, found.reaches(self.disclosure.minimum)), sd
 
     def rate(self, counted: FloatArray, base: FloatArray) -> tuple[Estimate, float | None]:
         """F / G by Fieller: the r with (F - r G)^2 <= z^2 (Var F - 2 r Cov + r^2 Var G), within [0, 1]."""
-        f, g = float((self.raw * counted).sum()), float((self.raw * base).sum())
+        f, g = (self.disclosure.rounded(float((self.raw * cells).sum())) for cells in (counted, base))
         if not g > 0:
             return NOTHING, None
         of_f, of_g, both = (
             self.tables.covariance(self.of, *pair)
             for pair in ((counted, counted), (base, base), (counted, base))
         )
+        exact_base = Noised(float((self.raw * base).sum()), max(of_g, 0.0))
+        of_f, of_g = of_f + self.disclosure.variance, of_g + self.disclosure.variance
         z2, value = quantile(self.level) ** 2, min(max(f / g, 0.0), 1.0)
         low, high = between_roots(g * g - z2 * of_g, f * g - z2 * both, f * f - z2 * of_f)
         low, high = min(max(low, 0.0), value), max(min(high, 1.0), value)
-        shown = g >= max(self.minimum, 3 * math.sqrt(max(of_g, 0.0))) and high - low < 1
+        shown = exact_base.reaches(self.disclosure.minimum) and high - low < 1
         sd = math.sqrt(max(of_f - 2 * value * both + value**2 * of_g, 0.0)) / g
-        among = float((self.fitted * base).sum())
-        best = float((self.fitted * counted).sum()) / among if among > 0 else value
+        best, among = (
+            self.disclosure.rounded(float((self.fitted * cells).sum())) for cells in (counted, base)
+        )
+        best = best / among if among > 0 else value
         return Estimate(min(max(best, low), high), low, high, shown), sd
 
 

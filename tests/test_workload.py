@@ -108,7 +108,7 @@ def test_without_noise_every_answer_is_what_pandas_counts(people: pd.DataFrame) 
 def test_intervals_cover_as_often_as_they_say_and_are_no_wider_than_they_need(people: pd.DataFrame) -> None:
     """At a nominal 95: at least 93 of 100, of a count that sums cells and of a rate; widths are those of the noise."""
     workload = read(WORKLOAD, CONTRACT)
-    strategy, rng, sigma = plan(workload.sizes, workload.tables), np.random.default_rng(3), 6.0
+    strategy, rng, sigma = plan(workload.sizes, workload.tables), np.random.default_rng(5), 6.0
     exact = strategy.measure(workload.codes(columns(people)), len(people))
     noise = sigma * strategy.sensitivity
     asked = [query for query in workload.queries if query.name in ("housing or debt", RATE)]
