@@ -508,6 +508,10 @@ IMPOSSIBLE = {
         ("fairness=qffl", "strategy=fedmedian"),
         "fairness.method must not be qffl for strategy fedmedian",
     ),
+    "q that no number holds": (
+        ("fairness=qffl", "fairness.q=500"),  # 4.6^500 overflows: one liar's table would end the run
+        "fairness.q should be less than or equal to 100",
+    ),
     "no tables": ((*BY_SEX, "evaluation.checkpoints=0"), "needs tables on the way"),
     "nobody to tune on": ((*BY_SEX, "split.tune=0"), "needs tables on the way"),
     "no group": (("fairness=group_multipliers",), "must be an audit group of the contract (sex), got None"),
