@@ -78,7 +78,8 @@ def follow(writer: Any, folder: Path, result: Mapping[str, Any] = RESULT) -> Non
     """A whole run, told to a Writer as the writer process would."""
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "report.html").write_text("<!doctype html><title>report</title>")
-    (folder / "evidence.json").write_text("{}")
+    if not (folder / "evidence.json").exists():
+        (folder / "evidence.json").write_text("{}")
     writer.start(HEADER)
     checkpoints = {record["round"]: record for record in result["checkpoints"]}
     for at, record in enumerate(result["rounds"]):
