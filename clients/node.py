@@ -374,8 +374,13 @@ class Node:
         fairness = order.plan.fairness
         problem = "only an order to train of a plan with group multipliers has any"
         if fairness is not None and fairness.most is not None and order.train:
-            groups = len(self.contract.group_names)
-            problem = multipliers.problem(order.multipliers, fairness.most, groups) or ""
+            groups, levels = (
+                len(self.contract.group_names),
+                self.contract.group_margins.get(fairness.by or ""),
+            )
+            problem = f"the contract has no audit group {fairness.by!r}"
+            if levels is not None:
+                problem = multipliers.problem(order.multipliers, fairness.most, groups, levels.values()) or ""
         if problem:
             raise Refused(Reason.MALFORMED, problem)
 

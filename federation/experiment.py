@@ -173,7 +173,7 @@ class Fairness(Agreed):
     step: Positive = 0.5
     most: Annotated[float, Field(ge=1, le=100)] = 3.0
     floor: Annotated[float, Field(gt=0, lt=1)] = 0.03
-    q: NotNegative = 1.0
+    q: Annotated[float, Field(ge=0, le=100)] = 1.0
 
     def plan(self) -> FairTraining | None:
         """The part that agencies see."""

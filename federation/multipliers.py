@@ -8,7 +8,7 @@ docs/fairness.md.) Multiplying again by max m afterwards would raise the noise w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,8 +37,13 @@ def bounded(values: ArrayLike, most: float) -> FloatArray:
     return cut(high)
 
 
-def problem(values: Sequence[float], most: float, n_groups: int) -> str | None:
-    """The rule that the multipliers of an order break, or None. `values`: two for each group, outcome 0 first."""
+def problem(
+    values: Sequence[float], most: float, n_groups: int, levels: Iterable[Sequence[int]] = ()
+) -> str | None:
+    """The rule that the multipliers of an order break, or None. `values`: two for each group, outcome 0 first.
+
+    levels: the groups of each level of the attribute by which the plan says that people count: all of them count alike.
+    """
     if len(values) != 2 * n_groups:
         return f"an order has two multipliers for each of {n_groups} groups, or none, got {len(values)}"
     found, slack = np.asarray(values, np.float64), 1 + EVEN
@@ -46,6 +51,9 @@ def problem(values: Sequence[float], most: float, n_groups: int) -> str | None:
         return f"a multiplier is not within 1/{most:g} and {most:g}"
     if not abs(found.mean() - 1) <= EVEN:
         return "the mean of the multipliers is not 1"
+    rows = found.reshape(-1, 2)
+    if any((rows[list(groups)] != rows[groups[0]]).any() for groups in levels):
+        return "people of one level, with one outcome, have several multipliers"
     return None
 
 

@@ -12,8 +12,11 @@ be published has no number in its JSON (`models.scores.Estimate.to_dict`).
   from one of them. With a rounding above 1 they are published to `DECIMALS` places, since many exact digits of several
   such numbers are as good as the counts.
 - A withheld count is the total less the published ones. Nothing else is withheld to hide it: each rounded count may be
-  off by half the rounding, so this difference of at least two is known no better than to within twice half the
+  off by half the rounding, so one such difference of at least two is known no better than to within twice half the
   rounding on either side. Without noise the settings therefore ask for 2 x rounding >= minimum. With noise, noise hides it.
+- Without noise that is all it does. The same people are counted in many ways (by outcome, by flag, at several cutoffs and
+  checkpoints), each rounded anew, and all of them together narrow a withheld count down, now and then to one number; three
+  decimals of several measures of ten people do as well. Rounding hides people from a reader, noise from an attacker.
 """
 
 import math

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from federation.experiment import Evaluation, SettingsError, checked
 from federation.server.analysis import analysis
+from federation.server.card import recalibration_map
 from models import disclosure, metrics
 from models.capacity import Capacity
 from models.disclosure import DECIMALS, PROFILES, Disclosure, custom, profile
-from models.scores import Noised, ScoreTable, people, proportion
+from models.scores import Noised, ScoreTable, default_edges, people, proportion, tally
 
 ROOT = Path(__file__).resolve().parent.parent
 EDGES = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
@@ -135,7 +136,12 @@ def test_what_is_withheld_is_not_the_difference_of_what_is_published(few: int, m
 
 
 def test_only_one_function_writes_an_estimate() -> None:
-    """`Estimate.to_dict`, which knows no way to write what may not be published."""
+    """`Estimate.to_dict`, which knows no way to write what may not be published. Others pass on what it let out, or nothing."""
+    again = {
+        "federation/rereferral.py",  # says False, of no number
+        "federation/panel/retested.py",  # a `Measure` of the decision, kept only where it was published
+        "federation/panel/site/comparing.py",  # the difference of two numbers that are both shown
+    }
     writers = [
         path.relative_to(ROOT).as_posix()
         for package in ("models", "federation")
@@ -145,7 +151,8 @@ def test_only_one_function_writes_an_estimate() -> None:
         if isinstance(node, ast.Dict)
         and "publishable" in {key.value for key in node.keys if isinstance(key, ast.Constant)}
     ]
-    assert writers == ["models/scores.py"]
+    assert set(writers) - again == {"models/scores.py"}
+    assert len(writers) == 1 + len(again)
 
 
 # --- what follows from the profile --------------------------------------------------------------------
@@ -188,6 +195,25 @@ def test_numbers_of_all_bins_have_few_digits_where_counts_are_rounded() -> None:
         assert value == round(exact[name]["value"], DECIMALS) != exact[name]["value"]
         assert low <= exact[name]["low"] < exact[name]["high"] <= high
         assert high - low < exact[name]["high"] - exact[name]["low"] + 3 * 10**-DECIMALS
+
+
+def test_the_map_of_the_card_has_few_digits_too_and_is_no_surer_for_it() -> None:
+    rng = np.random.default_rng(2)
+    score = rng.beta(2, 3, 3000)
+    table = tally(default_edges(), np.zeros(3000, int), score, rng.random(3000) < score, 1)
+    exact = recalibration_map(table, profile("none"))
+    coarse = recalibration_map(table, profile("uk-default"))
+    assert exact is not None
+    assert coarse is not None
+    assert coarse.intercept == round(exact.intercept, DECIMALS) != exact.intercept
+    assert coarse.slope == round(exact.slope, DECIMALS) != exact.slope
+    assert all(float(f"{each:.3g}") == each for each in coarse.covariance)
+    for logit in np.linspace(-6, 6, 25):
+        variances = [
+            aa + 2 * ab * logit + bb * logit**2 for aa, ab, bb in (exact.covariance, coarse.covariance)
+        ]
+        assert variances[0] <= variances[1] <= 1.05 * variances[0]
+    assert recalibration_map(table, custom(3001)) is None
 
 
 def test_noise_is_still_noise_where_nothing_is_withheld() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeStudy
+import yaml
+from conftest import CONTRACT, MakeStudy, permits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -36,12 +37,15 @@ from federation.protocol import Refusal, RoundOrder
 from federation.server import fair, strategies
 from federation.server.rounds import run_federation
 from federation.server.strategies import Update
+from models import calibration
+from models.contract import Contract
 from models.scores import ScoreTable, default_edges, tally
 from models.spec import ModelSpec
 
 SPECS = [ModelSpec("logistic"), ModelSpec("mlp", (4,)), ModelSpec("residual", (4,))]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 every_shape = pytest.mark.parametrize("k", [1, 3], ids=["one row", "three rows"])
+BY_RACE = {"method": "group_multipliers", "by": "race", "most": 3.0}
 BY_SEX = ("fairness=group_multipliers", "fairness.by=sex")
 
 
@@ -93,6 +97,17 @@ WRONG = {
 def test_multipliers_that_break_a_rule_are_told(case: str) -> None:
     values, sentence = WRONG[case]
     assert sentence in (multipliers.problem(values, 3.0, 2) or "")
+
+
+def test_people_of_one_level_count_alike_whatever_else_they_are() -> None:
+    """A plan, and who approves it, says by which attribute people count: an order cannot single out another's."""
+    by_sex = [(0, 1), (2, 3)]
+    fine = [0.5, 1.5, 0.5, 1.5, 1.25, 0.75, 1.25, 0.75]
+    assert multipliers.problem(fine, 3.0, 4, by_sex) is None
+    by_race = [0.5, 1.5, 1.25, 0.75, 0.5, 1.5, 1.25, 0.75]
+    assert multipliers.problem(by_race, 3.0, 4, [(0, 2), (1, 3)]) is None
+    found = multipliers.problem(by_race, 3.0, 4, by_sex)
+    assert found == "people of one level, with one outcome, have several multipliers"
 
 
 # --- what a person moves ----------------------------------------------------------------------------------
@@ -227,6 +242,30 @@ def test_the_floor_stops_them_for_good(make_study: MakeStudy) -> None:
     assert [entry["round"] for entry in told["history"]] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("method", ["group_multipliers", "qffl"])
+def test_what_counts_how_much_follows_from_what_may_be_published(method: str, make_study: MakeStudy) -> None:
+    """`history` is in result.json: tables of which the same is published must not be told apart by it."""
+    more = ("fairness.by=sex",) if method == "group_multipliers" else ()
+
+    def history(few: int, rule: str) -> Any:
+        """One agency has many people, the other as many of one level and `few` of the other, all with the outcome and missed."""
+        study = make_study("evaluation.bins=8", f"fairness={method}", *more, f"evaluation.disclosure={rule}")
+        plan = study.experiment.plan("run-1", simulation=True).but(privacy=NO_NOISE)
+        start, many = fair.start(study.experiment.settings.fairness), table(BEHIND).counts * 100
+        south = np.zeros_like(many)
+        south[0], south[1, 0, 1] = many[0], few
+        if method == "group_multipliers":
+            many = many * [[[1.0]], [[0.0]]]  # nobody else of that level
+        assert start is not None
+        return fair.after(start, study.experiment, plan, 1, {"tune/1/north": many, "tune/1/south": south})[
+            "history"
+        ]
+
+    for one, other in ((28, 29), (48, 49)):  # fewer than the minimum, and rounded alike
+        assert history(one, "none") != history(other, "none")
+        assert history(one, "{minimum: 40, rounding: 20}") == history(other, "{minimum: 40, rounding: 20}")
+
+
 NO_NOISE = no_privacy(max_grad_norm=1.0)
 
 
@@ -261,6 +300,24 @@ def test_a_step_of_q_ffl_is_that_of_the_paper(q: float, make_study: MakeStudy) -
         top += p * f**q * d
         bottom += p * (q * f ** (q - 1) * (d @ d) + f**q / 0.25)
     np.testing.assert_allclose(weighed_step(experiment, LOSSES, DELTAS), top / bottom, rtol=1e-5)
+
+
+def test_no_table_makes_a_loss_that_no_model_has() -> None:
+    """An agency may send cells below 0, as noise makes them; a liar's few people then had a loss of 40 nats."""
+    lie = np.zeros((2, 8, 2))
+    lie[0, 0] = [
+        -900.0,
+        1000.0,
+    ]  # all but 100 of those who have the outcome and the lowest score are taken away again
+    claimed = calibration.log_loss(ScoreTable(EDGES, lie))
+    assert claimed.publishable
+    assert claimed.value is not None
+    worst = -math.log(EDGES[1] / 2)
+    assert claimed.value > 5 * worst
+    honest = np.zeros((2, 8, 2))
+    honest[0, 0, 1] = 500.0
+    found = fair.losses({"liar": ScoreTable(EDGES, lie), "worst": ScoreTable(EDGES, honest)})
+    assert found == {"liar": pytest.approx(worst), "worst": pytest.approx(worst)}
 
 
 def test_q_0_is_plain_averaging_and_so_are_rounds_before_the_first_tables(make_study: MakeStudy) -> None:
@@ -386,6 +443,7 @@ def test_wrong_multipliers_are_refused_before_anything_is_charged(tmp_path: Path
     orders = [order_of(plan, multipliers=tuple(values)) for values, _ in WRONG.values()]
     orders += [order_of(plan.but(fairness=None), multipliers=fine)]
     orders += [order_of(plan, multipliers=fine, train=False)]
+    orders += [order_of(plan.but(fairness=BY_RACE), multipliers=fine)]
     for order in orders:
         found = ask_node(folder, lambda node, order=order: wire.pack_round_order(order, node))  # type: ignore[misc]
         assert found == Refusal("north", Reason.MALFORMED)
@@ -393,6 +451,32 @@ def test_wrong_multipliers_are_refused_before_anything_is_charged(tmp_path: Path
     assert [entry.action for entry in node.ledger.entries()] == ["people"]
     control = ask_node(folder, lambda node: wire.pack_round_order(order_of(plan, multipliers=fine), node))
     assert control == Refusal("north", Reason.UNAVAILABLE)  # its table is not there: nothing else was wrong
+
+
+def test_an_order_cannot_single_out_by_an_attribute_that_its_plan_does_not_name(
+    tmp_path: Path, plan: TrainPlan
+) -> None:
+    groups = CONTRACT["groups"] | {"age": {"column": "age", "edges": [40], "levels": ["young", "old"]}}
+    two = CONTRACT | {"groups": groups}
+    contract = Contract.from_dict(two)
+    given = permits(two, budget={"life": 20.0, "delta": 1e-5}, fairness=["group_multipliers"])
+    folder = deployed(tmp_path / "node", given)
+    (folder / "contract.yaml").write_text(yaml.safe_dump(two, sort_keys=False))
+    by_sex, by_age = np.ones((len(contract.group_names), 2)), np.ones((len(contract.group_names), 2))
+    for found, name in ((by_sex, "sex"), (by_age, "age")):
+        first, second, *_ = contract.group_margins[name].values()
+        found[list(first)], found[list(second)] = (0.5, 1.5), (1.25, 0.75)
+    replies = [
+        ask_node(folder, lambda node, order=order: wire.pack_round_order(order, node))  # type: ignore[misc]
+        for values in (by_age, by_sex)
+        for order in [
+            order_of(plan.but(contract_sha256=contract.sha256), multipliers=tuple(values.ravel().tolist()))
+        ]
+    ]
+    assert replies[0] == Refusal("north", Reason.MALFORMED)
+    assert replies[1] == Refusal(
+        "north", Reason.UNAVAILABLE
+    )  # its table is not there: nothing else was wrong
 
 
 @pytest.mark.parametrize("method", ["group_multipliers", "qffl"])
@@ -423,6 +507,10 @@ IMPOSSIBLE = {
     "q-FFL with ranks": (
         ("fairness=qffl", "strategy=fedmedian"),
         "fairness.method must not be qffl for strategy fedmedian",
+    ),
+    "q that no number holds": (
+        ("fairness=qffl", "fairness.q=500"),  # 4.6^500 overflows: one liar's table would end the run
+        "fairness.q should be less than or equal to 100",
     ),
     "no tables": ((*BY_SEX, "evaluation.checkpoints=0"), "needs tables on the way"),
     "nobody to tune on": ((*BY_SEX, "split.tune=0"), "needs tables on the way"),

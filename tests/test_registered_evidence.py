@@ -76,6 +76,17 @@ def test_a_registered_audit_is_judged_though_none_is_required() -> None:
     assert not only(judge(asking({}), failing)).passed
 
 
+def test_another_audit_does_not_hide_a_registered_one_that_fails() -> None:
+    """Whoever decides may give a newer audit, but not so that what the panel signed before the run is lost."""
+    gates = asking({"audit_required": True})
+    failing = with_audit(audited(audit(level=4.5), "a" * 64))
+    report = judge(gates, failing, audit=audit())
+    assert [gate.passed for gate in report.gates] == [True, False]
+    assert not report.passed
+    assert report.gates[1] == only(judge(gates, failing))
+    assert judge(gates, with_audit(AUDIT), audit=audit()).passed  # the control
+
+
 # --- from the files to the signature ------------------------------------------------------------------------
 
 

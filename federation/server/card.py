@@ -17,7 +17,7 @@ from federation.plan import TrainPlan
 from federation.scorecard import Band, Measure, Rate, RecalibrationMap, ScoreCard
 from federation.server.masked import noise_variance
 from models.calibration import recalibration
-from models.disclosure import Disclosure
+from models.disclosure import DECIMALS, Disclosure
 from models.scores import Estimate, ScoreTable, base_rate, people
 from models.spec import ModelSpec
 
@@ -45,7 +45,7 @@ def scoring(
     tune, test = sums["tune"], sums["test"]
     rule = experiment.settings.evaluation.rule
     found = () if test is None else bands(test if tune is None else tune, test, rule)
-    recalibrating = None if tune is None else _map(tune)
+    recalibrating = None if tune is None else recalibration_map(tune, rule)
     label = experiment.data_contract.label
     return {
         "outcome": label.description or label.column,
@@ -140,11 +140,20 @@ def _sum(plan: TrainPlan, part: str, measured: int, tables: Mapping[str, np.ndar
     return reduce(add, found.values()) if found else None
 
 
-def _map(tune: ScoreTable) -> RecalibrationMap | None:
+def recalibration_map(tune: ScoreTable, disclosure: Disclosure) -> RecalibrationMap | None:
+    """The map that `tune` fits; None where the table says too little, or of too few people to be published.
+
+    Where counts are rounded it has few digits, for the reason that `models.disclosure` gives: `DECIMALS` places, and
+    three digits of each variance, raised by a hundredth so that rounding makes no interval narrower.
+    """
     found = recalibration(tune)
-    if found is None:
+    if found is None or not people(tune, disclosure=disclosure).publishable:
         return None
-    return RecalibrationMap(intercept=found.intercept, slope=found.slope, covariance=found.covariance)
+    a, b, covariance = found.intercept, found.slope, found.covariance
+    if disclosure.rounding > 1:
+        (aa, ab, bb), (a, b) = covariance, (round(a, DECIMALS), round(b, DECIMALS))
+        covariance = float(f"{1.01 * aa:.3g}"), float(f"{ab:.3g}"), float(f"{1.01 * bb:.3g}")
+    return RecalibrationMap(intercept=a, slope=b, covariance=covariance)
 
 
 def _rate(estimate: Estimate) -> Rate:

@@ -16,9 +16,11 @@ with public weights p_k, changes d_k = w_k - w of the round and losses F_k:
 
     w <- w + sum_k p_k F_k^q L d_k / sum_k p_k h_k,    h_k = q F_k^(q-1) |L d_k|^2 + L F_k^q,    L = 1 / learning rate.
 
-F_k is the log loss of the agency's newest tune table: bounded, as people are told apart by score bins whose centres are not
-0 or 1; charged, as the table is; above `SMALLEST_LOSS`. The paper takes the loss on the round's training people, which
-would be one release more in every round.
+F_k is the log loss of the agency's newest tune table: at most that of the worst score bin, as people are told apart by bins
+whose centres are not 0 or 1; charged, as the table is; above `SMALLEST_LOSS`. The paper takes the loss on the round's
+training people, which would be one release more in every round.
+
+What counts how much is published, so all of it is made of numbers as the disclosure rule lets them out.
 """
 
 import math
@@ -36,6 +38,7 @@ from federation.plan import TrainPlan
 from federation.server.card import score_tables
 from federation.server.strategies import Update
 from models import calibration, scores
+from models.disclosure import UNROUNDED, Disclosure
 from models.scores import Estimate, ScoreTable
 
 SMALLEST_LOSS = 0.05  # nats: below it an agency would not count at all
@@ -61,15 +64,16 @@ def after(
     settings, contract = experiment.settings.fairness, experiment.data_contract
     if not known or state["stopped"]:
         return state
+    rule = experiment.settings.evaluation.rule
     if settings.method == "qffl":
-        found = losses(known)
+        found = losses(known, disclosure=rule)
         raised = {name: loss**settings.q for name, loss in found.items()}
         mean = sum(raised.values()) / len(raised)
         counts = {name: value / mean for name, value in raised.items()}
         return _noted(state, measured, counts) | {"losses": found}
     everyone = reduce(add, known.values())
     cutoff = experiment.settings.evaluation.cutoff
-    lows = {name: low for name, low in _lows(everyone, cutoff).items() if low is not None}
+    lows = {name: low for name, low in _lows(everyone, cutoff, rule).items() if low is not None}
     first = lows | state["first"]
     fallen = [name for name in lows if lows[name] < first[name] - settings.floor]
     if fallen:
@@ -84,7 +88,7 @@ def after(
             "stopped": stopped,
         }
     levels = contract.group_margins[str(settings.by)]
-    now = gaps(settings, everyone, levels, cutoff)
+    now = gaps(settings, everyone, levels, cutoff, disclosure=rule)
     moved = next_multipliers(settings, now, state["gaps"], state["now"])
     return {**_noted(state, measured, moved), "first": first, "gaps": now}
 
@@ -94,24 +98,34 @@ def _noted(state: State, measured: int, now: Mapping[str, float]) -> State:
     return {**state, "now": dict(now), "history": [*state["history"], entry]}
 
 
-def _lows(table: ScoreTable, cutoff: float) -> dict[str, float | None]:
-    return {"accuracy": scores.accuracy(table, cutoff).low, "auc": scores.auc(table).low}
+def _lows(table: ScoreTable, cutoff: float, disclosure: Disclosure) -> dict[str, float | None]:
+    found = {
+        "accuracy": scores.accuracy(table, cutoff, disclosure=disclosure),
+        "auc": scores.auc(table, disclosure=disclosure),
+    }
+    return {name: each.low if each.publishable else None for name, each in found.items()}
 
 
 # --- group multipliers --------------------------------------------------------------------------------
 
 
 def gaps(
-    settings: Fairness, table: ScoreTable, levels: Mapping[str, Sequence[int]], cutoff: float
+    settings: Fairness,
+    table: ScoreTable,
+    levels: Mapping[str, Sequence[int]],
+    cutoff: float,
+    *,
+    disclosure: Disclosure = UNROUNDED,
 ) -> dict[str, float]:
     """How far each level is behind everyone, in [-1, 1], by `key`, outcome 0 first; 0 for what `criterion` leaves alone."""
     rates = {0: scores.false_positive_rate, 1: scores.true_positive_rate}
-    of_all = {outcome: rate(table.total(), cutoff) for outcome, rate in rates.items()}
+    of_all = {outcome: rate(table.total(), cutoff, disclosure=disclosure) for outcome, rate in rates.items()}
     found = {}
     for level, groups in levels.items():
         for outcome, rate in rates.items():
             matters = outcome == 1 or settings.criterion == "equalized_odds"
-            behind = _behind(rate(table.pick(groups), cutoff), of_all[outcome], outcome) if matters else 0.0
+            of_level = rate(table.pick(groups), cutoff, disclosure=disclosure)
+            behind = _behind(of_level, of_all[outcome], outcome) if matters else 0.0
             found[key(settings.by, level, outcome)] = behind
     return found
 
@@ -156,13 +170,22 @@ def of_order(state: State | None, experiment: Experiment) -> tuple[float, ...]:
 # --- q-FFL --------------------------------------------------------------------------------------------
 
 
-def losses(tables: Mapping[str, ScoreTable]) -> dict[str, float]:
-    """F_k, nats, at least `SMALLEST_LOSS`; that of all agencies together where an agency's cannot be told from noise."""
-    everyone = calibration.log_loss(reduce(add, tables.values()))
+def losses(tables: Mapping[str, ScoreTable], *, disclosure: Disclosure = UNROUNDED) -> dict[str, float]:
+    """F_k, nats; that of all agencies together where an agency's cannot be told from noise.
+
+    From `SMALLEST_LOSS` to that of a model that is wrong about everybody in its most certain bin: noise, or a liar whose
+    table has cells far below 0, reaches beyond.
+    """
+    everyone = calibration.log_loss(reduce(add, tables.values()), disclosure=disclosure)
     together = math.log(2) if everyone.value is None else everyone.value
-    found = {name: calibration.log_loss(table) for name, table in tables.items()}
+    found = {name: calibration.log_loss(table, disclosure=disclosure) for name, table in tables.items()}
+    centres = calibration.centres(next(iter(tables.values())))
+    largest = -math.log(min(float(centres[0]), 1 - float(centres[-1])))
     return {
-        name: max(SMALLEST_LOSS, loss.value if loss.publishable and loss.value is not None else together)
+        name: min(
+            max(SMALLEST_LOSS, loss.value if loss.publishable and loss.value is not None else together),
+            largest,
+        )
         for name, loss in found.items()
     }
 

@@ -156,7 +156,7 @@ def judge(gates: Gates, result: Json, *, audit: Json | None = None) -> GateRepor
     """Hold `gates` against a result (schema 1 of result.json), and against what `fedrisk audit` wrote.
 
     Rates are those of the final test. An audit that is given is judged whether or not one is required; where none is,
-    that which was registered before the run. Where nothing is asked nothing is passed: one gate says so and fails.
+    that which was registered before the run, and beside a given one if it fails. Where nothing is asked nothing is passed: one gate says so and fails.
     """
     metrics = at_of(result, "final", "metrics")
     found = [
@@ -534,7 +534,7 @@ def _epsilon(asked: EpsilonTo, privacy: object) -> Iterator[Gate]:
 
 def _audit(required: bool, result: Json, audit: Json | None) -> Iterator[Gate]:
     """The audit's strongest attack against its claim. Every bound, check and membership test in it must hold."""
-    registration = _registration(result) if audit is None else None
+    registration = _registration(result)
     found = registration.evidence.audit if isinstance(registration, Registration) else None
     if audit is None and found is None and not required:
         return
@@ -546,10 +546,14 @@ def _audit(required: bool, result: Json, audit: Json | None) -> Iterator[Gate]:
             "no privacy", "The run was without privacy, so there is no claim that an audit could test"
         )
     else:
-        try:
-            yield _audited(str(mechanism), found or audited(audit or {}, _sha256(audit)))
-        except GatesError:
-            yield _audit_fails("not readable", "What was given is no audit that can be read")
+        before = None if found is None else _audited(str(mechanism), found)
+        if audit is not None:
+            try:
+                yield _audited(str(mechanism), audited(audit, _sha256(audit)))
+            except GatesError:
+                yield _audit_fails("not readable", "What was given is no audit that can be read")
+        if before is not None and not (audit is not None and before.passed):
+            yield before
 
 
 def audited(audit: Json, sha256: str) -> Audited:
