@@ -155,7 +155,7 @@ def recalibration(result: Json) -> Finding | None:
     """That scores are recalibrated, where they are."""
     if not table(at(result, "/scoring/recalibration")):
         return None
-    text = "Scores are recalibrated by an intercept and a slope that were fitted on the noised tables of the tune people."
+    text = "All scores are corrected by one intercept and one slope, fitted on the noised tables of all agencies' tune people."
     return Finding(text, ("/scoring/recalibration",))
 
 
