@@ -183,7 +183,7 @@ def lead(result: Json) -> Finding | None:
         if real(median.get("high"))
         else f"{median['low']:g} or more"
     )
-    text = f"Of those rightly flagged, the median time from flag to outcome is {until} {unit}."
+    text = f"Of those rightly flagged whose time is known, the median from flag to outcome is {until} {unit}."
     return Finding(text, ("/users/lead/median", "/users/declared/lead_time/unit"))
 
 
