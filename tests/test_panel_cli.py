@@ -412,8 +412,13 @@ def test_two_people_decide_on_two_calls_and_every_file_is_bound(desk: Desk) -> N
     for words in ("The ranking (AUC)", "passed", "because", "20 people a run", "DECISION: APPROVED"):
         assert words in first.out
     (waiting,) = (desk.folder / "drafts").iterdir()
+    digest = waiting.stem.removeprefix("decision-")
+    assert (
+        f"next    another member: fedrisk-panel sign {digest} --key NAME=FILE --run RUN_FOLDER" in first.out
+    )
     done = desk.must("sign", waiting, *desk.key("bob"), "--run", desk.run, "--yes")
     assert "every file is what is being signed" in done.out
+    assert f"next    each week: fedrisk-panel status {digest} --key NAME=FILE" in done.out
     (row,) = desk.must("list", "--json").json["decisions"]
     assert (row["verdict"], row["state"]) == ("approve", "nobody has said that it is in force")
     decision = json.loads(read(desk.folder)[-1].entry.statement)
@@ -555,7 +560,8 @@ def test_what_is_delivered_is_what_a_node_believes(desk: Desk) -> None:
     assert "score nobody with it: the panel has not signed that these conditions are met: dpia" in done.out
     first = desk.must("met", decision[:8], "dpia", "--evidence", "reference 7", *desk.key("alice"), "--yes")
     assert "1 of 2 have signed" in first.out
-    desk.must("sign", next((desk.folder / "drafts").iterdir()), *desk.key("chris"), "--yes")
+    second = desk.must("sign", next((desk.folder / "drafts").iterdir()), *desk.key("chris"), "--yes")
+    assert f"next    fedrisk-panel deliver {decision[:12]} RUN_FOLDER, and send" in second.out
     assert "may score with it until" in desk.must("deliver", decision, desk.run).out
     approval = read_approval((desk.run / "model" / "approval.json").read_text())
     content = (desk.run / "model" / "card.json").read_bytes()
@@ -578,7 +584,8 @@ def test_what_is_delivered_is_what_a_node_believes(desk: Desk) -> None:
 
 def test_a_suspension_ends_a_decision_and_is_delivered(desk: Desk) -> None:
     decision = desk.approved()
-    desk.must("suspend", decision, "--reason", "drift at the council", *desk.key("bob"), "--yes")
+    done = desk.must("suspend", decision, "--reason", "drift at the council", *desk.key("bob"), "--yes")
+    assert f"next    fedrisk-panel deliver {decision[:12]} RUN_FOLDER, and send" in done.out
     done = desk.does("status", decision, *desk.key("alice"), "--yes")
     assert done.code == 1
     assert "was suspended (drift at the council): no status brings it back" in done.err
@@ -616,6 +623,19 @@ def test_only_the_newest_decision_on_a_run_is_renewed(desk: Desk, monkeypatch: p
         "decided anew since",
         "may not be used",
     ]
+
+
+def test_a_draft_is_named_by_its_first_digits(desk: Desk) -> None:
+    desk.must("decide", desk.run, *APPROVE, *desk.key("alice"), "--yes")
+    (waiting,) = (desk.folder / "drafts").iterdir()
+    digest = waiting.stem.removeprefix("decision-")
+    done = desk.does("sign", digest[:7], *desk.key("bob"), "--run", desk.run, "--yes")
+    assert done.code == 1
+    assert "give the first 8 digits or more" in done.err
+    assert f"waiting for signatures: {waiting.name}" in done.err
+    desk.must("sign", digest[:8], *desk.key("bob"), "--run", desk.run, "--yes")
+    done = desk.does("sign", digest, *desk.key("bob"), "--run", desk.run, "--yes")
+    assert "whether it is complete already" in done.err
 
 
 def test_a_decision_is_named_by_its_first_digits(desk: Desk) -> None:

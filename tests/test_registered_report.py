@@ -1,6 +1,7 @@
 """What was registered before a run is in its report, word for word; what nobody answered is red, and a failed gate is named."""
 
 import json
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from test_report import Outline
 from federation.panel import registered
 from federation.panel.registered import ABOUT, NEXT
 from federation.panel.report import render_report
+from federation.server.gates import Gates
 
 PANEL = Signatories.of("alice", "bob", quorum=2)
 RESULT = fake_result()
@@ -73,6 +75,19 @@ def test_gates_are_named_with_their_verdict() -> None:
     assert "2 of" in said
     assert said.index("gates failed.") < said.index("What is it for?")
     assert "must be at least 0.999" in said
+
+
+def test_every_gate_has_a_name_in_words() -> None:
+    def names(settings: dict[str, Any], before: str = "") -> Iterator[str]:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{before}{name}.")
+            else:
+                yield before + name
+
+    judged_as = {"simulation_allowed": "simulation", "audit_required": "audit"}
+    known = {judged_as.get(name, name) for name in names(Gates().model_dump())}
+    assert known <= set(registered.GATES)
 
 
 def test_a_registration_after_the_run_does_not_count() -> None:

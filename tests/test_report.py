@@ -453,6 +453,28 @@ def test_a_thousand_people_add_up() -> None:
     assert of_thousand(hidden) is None
 
 
+def test_how_many_flags_are_right_is_not_said_where_it_may_not_be_shown() -> None:
+    result = whole_result()
+    rates = result["final"]["metrics"]["capacity"]["overall"]
+    assert "So few are flagged" not in Outline(render_report(result)).text
+    rates["ppv"] = {"value": None, "low": None, "high": None, "publishable": False}
+    text = Outline(render_report(result)).text
+    (said,) = re.findall(r"the model would then flag about (.*?) It would miss", text)
+    assert "So few are flagged that how many of them had the outcome is not shown" in said
+    assert "of them had the outcome;" not in said
+
+
+def test_a_cutoff_for_each_group_names_the_group_apart_from_its_number() -> None:
+    result = whole_result()
+    group = next(iter(result["analysis"]["group_thresholds"].values()))
+    group["cutoffs"] = {"under 25": 0.5, "25 and over": 0.39}
+    text = Outline(render_report(result)).text
+    assert "more alike: 0.50 for “under 25” and 0.39 for “25 and over”." in text
+    group["cutoffs"] = {"under 25": 0.5, "25 and over": 0.5}
+    text = Outline(render_report(result)).text
+    assert "no cutoffs were found that make “found” more alike: 0.50 for “under 25” and" in text
+
+
 def test_certainty_is_the_posterior_of_an_even_bet_and_never_too_low() -> None:
     assert certainty(0.0) == "50.0 in 100"
     assert certainty(math.log(3)) == "75.0 in 100"  # odds of 1 become odds of 3

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fake_result import fake_result
+from fake_result import fake_result, whole_result
 from playwright.sync_api import Browser, Page, sync_playwright
 from sites import serving
 from test_panel_cli import APPROVE, MEMBERS, Desk, panel, write_run
 
 from federation import installed
 from federation.panel import cli
+from federation.panel.report import render_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MISSING = "no Chromium on PATH: make servers, or apt-get install chromium"
@@ -284,3 +285,14 @@ def test_a_hostile_report_runs_nothing(browser: Browser, desk: Desk, clock: Cloc
         page.wait_for_timeout(150)
         assert page.title() != "owned"
         assert len(asked) == 1, asked
+
+
+def test_no_column_of_the_report_is_out_of_sight(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(render_report(whole_result()).replace("<details>", "<details open>"))
+    page = browser.new_page(viewport=WIDE)
+    page.goto(file.as_uri())
+    cut = "tables => tables.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.ariaLabel)"
+    assert page.locator(".wide").count() > 20
+    assert page.locator(".wide").evaluate_all(cut) == []
+    page.close()

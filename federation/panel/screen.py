@@ -1,7 +1,7 @@
 """What a person sees of `fedrisk-panel`: short, aligned, in plain words."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from federation.decision import Panel, Signed
-from federation.panel.decisions import Decided
+from federation.decision import ConditionMet, Decision, Panel, Signed, Statement, Status
+from federation.panel.decisions import Decided, statement_of
 from federation.panel.files import DRAFTS, PANEL, node_section
 from federation.panel.history import Entry
 from federation.panel.signing import Progress
@@ -60,17 +60,31 @@ def show_gates(report: GateReport) -> None:
 
 
 def show_progress(found: Progress) -> None:
-    """Who has signed, and what comes next."""
+    """Who has signed, and what comes next. A whole registration's next step is the run: the caller says with which file."""
     print(
         f"signed  {found.signed.kind.replace('_', ' ')} {found.signed.digest[:12]} by {', '.join(found.signers)}"
     )
     if found.entry is None:
+        compared = " --run RUN_FOLDER" if found.signed.kind == "decision" else ""
         print(
             f"draft   {found.file}: {len(found.signers)} of {found.needed} have signed\n"
-            f"next    another member: fedrisk-panel sign {found.signed.digest[:12]} --key NAME=FILE"
+            f"next    another member: fedrisk-panel sign {found.signed.digest[:12]} --key NAME=FILE{compared}"
         )
-    else:
-        show_head(found.entry)
+        return
+    show_head(found.entry)
+    for line in _next(statement_of(found.signed), found.signed.digest[:12]):
+        print(f"next    {line}")
+
+
+def _next(said: Statement, digest: str) -> Iterator[str]:
+    """What brings a whole statement to the agencies."""
+    match said:
+        case Decision() if said.approves:
+            for condition in said.conditions:
+                yield f"once it holds: fedrisk-panel met {digest} {condition.id} --evidence TEXT --key NAME=FILE ..."
+            yield f"each week: fedrisk-panel status {digest} --key NAME=FILE, then deliver it"
+        case ConditionMet() | Status():
+            yield f"fedrisk-panel deliver {said.decision_sha256[:12]} RUN_FOLDER, and send approval.json to the agencies"
 
 
 def show_head(entry: Entry) -> None:

@@ -67,7 +67,10 @@ def find_draft(folder: Path, named: str) -> Signed:
     found = [each for path, each in waiting if path.name == named or _begins(each, named)]
     if len(found) != 1:
         known = ", ".join(path.name for path, _ in waiting) or "nothing"
-        raise PanelError(f"{named!r} names {len(found)} drafts; waiting for signatures: {known}")
+        raise PanelError(
+            f"{named!r} names {len(found)} drafts: give the first {SHORTEST} digits or more of its SHA-256, and look with "
+            f"fedrisk-panel list whether it is complete already; waiting for signatures: {known}"
+        )
     return found[0]
 
 

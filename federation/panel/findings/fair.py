@@ -169,13 +169,16 @@ def fairness_training(result: Json) -> Finding | None:
     return Finding(text, ("/fairness_training/method", "/fairness_training/stopped"))
 
 
+TRIED = {"recalibration": "a correction for each agency", "group_thresholds": "a cutoff for each group"}
+
+
 def analysis(result: Json) -> Finding | None:
     """Adjustments that were analysed only."""
     found = table(result.get("analysis"))
     if not found:
         return None
-    tried = [name for name in ("recalibration", "group_thresholds") if found.get(name)]
+    tried = [name for name in TRIED if found.get(name)]
     if not tried:
         return None
-    text = f"{listed(name.replace('_', ' ') for name in tried).capitalize()}: {found.get('label')}."
+    text = f"{listed(TRIED[name] for name in tried).capitalize()}: {found.get('label')}."
     return Finding(text, tuple(f"/analysis/{name}" for name in (*tried, "label")))

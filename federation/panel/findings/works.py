@@ -155,7 +155,7 @@ def recalibration(result: Json) -> Finding | None:
     """That scores are recalibrated, where they are."""
     if not table(at(result, "/scoring/recalibration")):
         return None
-    text = "Scores are recalibrated by an intercept and a slope that were fitted on the noised tables of the tune people."
+    text = "All scores are corrected by one intercept and one slope, fitted on the noised tables of all agencies' tune people."
     return Finding(text, ("/scoring/recalibration",))
 
 
@@ -183,7 +183,7 @@ def lead(result: Json) -> Finding | None:
         if real(median.get("high"))
         else f"{median['low']:g} or more"
     )
-    text = f"Of those rightly flagged, the median time from flag to outcome is {until} {unit}."
+    text = f"Of those rightly flagged whose time is known, the median from flag to outcome is {until} {unit}."
     return Finding(text, ("/users/lead/median", "/users/declared/lead_time/unit"))
 
 

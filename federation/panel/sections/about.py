@@ -93,7 +93,7 @@ def _agency(name: str, facts: Json) -> dict[str, Any]:
         "reason": REASONS.get(str(reason).upper(), str(reason)) if reason else "",
         "in": facts.get("status") == "trained",
         "size": number(facts.get("public_size"), ","),
-        "weight": number(facts.get("weight")),
+        "weight": number(facts.get("weight"), ",.10g"),
         "holds": join(["what all hold", *holds]) if "holds" in facts else "not given",
         "label": {"True": "yes", "False": "no"}.get(str(facts.get("holds_label")), "not given"),
         "rounds": number(facts.get("rounds")),

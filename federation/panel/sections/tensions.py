@@ -141,7 +141,9 @@ def _cutoffs(name: str, found: Json) -> dict[str, Any]:
         "target": MEASURES[str(found["target"])][0].lower()
         if found.get("target") in MEASURES
         else "not given",
-        "cutoffs": join(f"{level} {number(value, '.2f')}" for level, value in cutoffs.items()) or "not given",
+        "cutoffs": join(f"{number(value, '.2f')} for “{level}”" for level, value in cutoffs.items())
+        or "not given",
+        "same": len(cutoffs) > 1 and len({number(value, ".2f") for value in cutoffs.values()}) == 1,
         "rows": [*rows, (MEASURES["accuracy"][0], *accuracy)],
     }
 

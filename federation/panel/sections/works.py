@@ -140,7 +140,8 @@ def _capacity(capacity: Json) -> dict[str, Any]:
 def _view(key: str, rates: Json, head: str, said: Mapping[str, str]) -> dict[str, Any]:
     people = of_thousand(rates)
     bar = _bar(key, people) if people else None
-    return {"head": head, "rates": rates, "people": people, "bar": bar, **said}
+    few = shown(rates.get("ppv")) is None
+    return {"head": head, "rates": rates, "people": people, "bar": bar, "few": few, **said}
 
 
 def _bar(key: str, people: Mapping[str, int]) -> str:

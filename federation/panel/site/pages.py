@@ -14,7 +14,7 @@ from federation.panel.delivery import verified
 from federation.panel.files import PanelError, read_panel
 from federation.panel.history import Entry
 from federation.panel.refusals import REFUSALS, sentences_of
-from federation.panel.registered import gates, registered
+from federation.panel.registered import GATES, gates, registered
 from federation.panel.runs import FILES, REPORT, RESULT, Run, check_run, judged, read_run
 from federation.panel.sections.numbers import epsilon
 from federation.panel.signing import drafts
@@ -278,6 +278,7 @@ def form(desk: Desk, name: str) -> dict[str, Any]:
         "verdicts": [(key, words, key in APPROVALS) for key, words in SAID.items()],
         "report": judged(signed, found.result, None),
         "registered": signed.read(Registration),
+        "gate_words": GATES,
     }
 
 
