@@ -334,7 +334,7 @@ def test_two_people_register_on_two_calls_and_the_run_gets_the_file(desk: Desk, 
     assert "1 of 2 have signed" in twice.out
 
     second = desk.must("sign", waiting.stem.partition("-")[2], *desk.key("bob"), "--out", out, "--yes")
-    assert re.search(r"head 2: [0-9a-f]{64}: write it into the minutes", second.out)
+    assert re.search(r"head    2:[0-9a-f]{64} \(write it into the minutes\)", second.out)
     signed = read_signed(out.read_text())
     found = signed.verify(Registration, read_panel(desk.folder))
     assert (found.horizon, found.panel, set(signed.signatures)) == (

@@ -4,7 +4,7 @@ One JSON object to a line: `seq`, `at` (UTC), `previous`, `entry` (a `Signed`) a
 others in canonical form. A line is on the disk when `append` returns; writers wait for each other.
 
 A changed, removed, inserted or moved line breaks the chain, and the first one is named. Lines that are missing at the end,
-or a history that was written anew, only a head shows that was written down elsewhere ("head 12: ab12..."): `check_head`. A new
+or a history that was written anew, only a head shows that was written down elsewhere ("12:ab12..."): `check_head`. A new
 history also needs new signatures of a quorum.
 """
 

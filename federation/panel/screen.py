@@ -89,7 +89,7 @@ def _next(said: Statement, digest: str) -> Iterator[str]:
 
 def show_head(entry: Entry) -> None:
     """What must be kept elsewhere, so that a cut-off history is noticed."""
-    print(f"head {entry.seq}: {entry.hash}: write it into the minutes")
+    print(f"head    {entry.head} (write it into the minutes)")
 
 
 def show_list(rows: Sequence[dict[str, Any]], waiting: Sequence[Path]) -> None:
