@@ -25,10 +25,11 @@ from federation.experiment import ROBUST, Experiment, SettingsError
 from federation.protocol import Weights
 from federation.server.rounds import RunError
 from models import disclosure
+from models.benefit import net_benefit
 from models.fairness import worst_gap
 from models.scores import default_edges, tally
 
-SHOWN = ("auc", "brier", "worst_gap")
+SHOWN = ("auc", "brier", "worst_gap", "net_benefit")
 NOTE = (
     "These rows are measured without noise, on the held-out people of all agencies together: only a simulation "
     "can do that. Pooled puts everybody's rows in one place, federated leaves them where they are; both, and "
@@ -41,9 +42,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to learn, measured: auc, brier, worst_gap, accuracy, agency_accuracy; None where undefined.
+    """One way to learn, measured: auc, brier, worst_gap, net_benefit, accuracy, agency_accuracy; None where undefined.
 
-    accuracy is of everybody at the cutoff; agency_accuracy the plain mean of the agencies' own accuracies.
+    net_benefit and accuracy are of everybody at the cutoff; agency_accuracy the plain mean of the agencies' own accuracies.
     """
 
     name: str
@@ -390,6 +391,7 @@ def measure(experiment: Experiment, score: Score, judges: Mapping[str, Part]) ->
         "auc": exact_auc(risk, y),
         "brier": float(np.mean((risk - y) ** 2)),
         "worst_gap": None if attribute is None else gap.value,
+        "net_benefit": net_benefit(table, evaluation.cutoff).value,
         "accuracy": float(np.mean((risk >= evaluation.cutoff) == y)),
         "agency_accuracy": float(np.mean(right)),
     }

@@ -44,7 +44,7 @@ def test_a_run_ends_with_every_reference(make_study: MakeStudy, folder: Path) ->
     ]
     assert "only a simulation" in result["reference"]["note"]
     for name, row in rows.items():
-        assert set(row) == {"name", "kind", "epsilon", "auc", "brier", "worst_gap"}
+        assert set(row) == {"name", "kind", "epsilon", "auc", "brier", "worst_gap", "net_benefit"}
         assert (row["epsilon"] is None) == (not name.startswith("private"))
         assert 0.5 < row["auc"]["mean"] < 1
         assert row["auc"]["sd"] is None
@@ -63,6 +63,7 @@ def test_the_reference_agrees_with_what_a_run_without_privacy_measured(make_stud
     assert abs(exact["auc"]["mean"] - overall["auc"]["value"]) <= overall["auc_bound"]["value"] + 1e-9
     assert exact["worst_gap"]["mean"] == pytest.approx(measured["worst_gap"]["value"])
     assert exact["brier"]["mean"] == pytest.approx(overall["brier"]["value"], abs=0.01)
+    assert exact["net_benefit"]["mean"] == pytest.approx(overall["net_benefit"]["value"])
 
 
 def test_compare_repeats_itself_and_the_run(make_study: MakeStudy, folder: Path) -> None:
@@ -153,6 +154,8 @@ def test_measures_are_scikit_learns_and_fairlearns(make_study: MakeStudy) -> Non
     assert found["worst_gap"] == pytest.approx(
         equalized_odds_difference(y, score >= 0.5, sensitive_features=sex)
     )
+    flagged = score >= 0.5  # where one wrongly flagged weighs as much as one rightly flagged
+    assert found["net_benefit"] == pytest.approx((flagged & (y == 1)).mean() - (flagged & (y == 0)).mean())
     own = [accuracy_score(y[part], score[part] >= 0.5) for part in (slice(0, 200), slice(200, 250))]
     assert found["agency_accuracy"] == pytest.approx(np.mean(own))
 
