@@ -137,6 +137,7 @@ def test_half_the_noise_is_missed_by_one_run_and_found_by_the_pair() -> None:
     assert ONE_RUN not in found
 
 
+@pytest.mark.long
 def test_a_share_without_its_peers() -> None:
     """One share of h is all the noise there is, and is accounted as the h together."""
     what = sound("shared")
@@ -172,6 +173,7 @@ def test_clipping_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert QUIET_PAIR not in found  # whose gradients need no clipping: the noise is in order
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mechanism", ["local", "shared"])
 def test_clipping_at_four_times_the_norm(mechanism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     factors = train._clip_factors
@@ -260,6 +262,7 @@ def test_an_accountant_rebuilt_every_round(monkeypatch: pytest.MonkeyPatch) -> N
     assert {PAIR, QUIET_PAIR} <= failing(findings(replace(what, claim=claim)))
 
 
+@pytest.mark.long
 def test_a_skipped_empty_batch() -> None:
     """Nobody was drawn, so nothing is noised and sent: zeros."""
     drawn = [0]
@@ -296,6 +299,7 @@ def test_a_table_with_half_the_noise() -> None:
     assert not audit_table(table(half), SURE, 500, 0)[1].ok
 
 
+@pytest.mark.long
 def test_a_person_counted_in_two_cells() -> None:
     def twice(module: Any, who: HeldOut, sigma: float, seed: int) -> np.ndarray:
         return as_it_is(module, who, sigma, seed) + np.roll(as_it_is(module, who, 0.0, seed), 1, axis=1)

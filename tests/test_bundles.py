@@ -132,6 +132,7 @@ def attacks(evil: Evil) -> dict[str, Path]:
     }
 
 
+@pytest.mark.long
 def test_a_bundle_with_code_is_refused_and_the_next_proper_run_works(evil: Evil) -> None:
     deployment = evil.deployment
     deployment.wait(

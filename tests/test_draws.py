@@ -213,6 +213,7 @@ KILL = textwrap.dedent(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "where", ["before the charge", "after the charge", "before the reply is kept", "before the key is gone"]
 )

@@ -265,6 +265,11 @@ def test_ray_gives_the_same_weights_as_local(folder: Path) -> None:
     same(*weights)
 
 
+def heeds_ctrl_c() -> None:
+    """A shell starts what is in its background deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
 def test_a_process_that_was_stopped_leaves_a_run_that_resumes(folder: Path, how: signal.Signals) -> None:
     run = subprocess.Popen(
@@ -272,6 +277,7 @@ def test_a_process_that_was_stopped_leaves_a_run_that_resumes(folder: Path, how:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=heeds_ctrl_c,
     )
     until = time.monotonic() + 120
     while not list(folder.glob("outputs/small-*/checkpoints/round-0002*.safetensors")):
