@@ -22,7 +22,7 @@ from federation.decision import Registration
 from federation.release import SharedRelease
 
 NAMES = ("clinic", "north", "south")
-pytestmark = [pytest.mark.deployed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deployed, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
