@@ -28,12 +28,13 @@ from federation.panel import papers
 from federation.panel.atrs import atrs
 from federation.panel.checklists import checklists
 from federation.panel.evidence import evidence
-from federation.panel.facts import REGISTRATION, at, is_estimate, pointer, shown
+from federation.panel.facts import REGISTRATION, at, is_estimate, pointer
 from federation.panel.findings.everything import FINDINGS
 from federation.panel.findings.finding import Finding, supported
 from federation.panel.model_card import model_card
 from federation.panel.papers import PAPERS, as_read, write_papers
 from federation.panel.report import ANCHORS, render_report
+from federation.panel.sections.numbers import shown
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 from federation.panel.registered import registration_of
+from federation.panel.sections.numbers import shown
 
 Json = Mapping[str, Any]
 State = Literal["shown", "suppressed", "missing"]
@@ -21,14 +22,6 @@ SUPPRESSED = "too few people, or too much noise, to publish it"
 MISSING = "it is not in the result"
 NOT_GIVEN = "nobody gave an answer"
 NOT_COMPUTED = "it could not be computed"
-
-
-class Interval(NamedTuple):
-    """A number that may be shown. low, high: of its 95% interval, None where it has none."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @final
@@ -76,22 +69,9 @@ def _step(value: Any, key: str) -> Any:
     return None
 
 
-def shown(estimate: Any) -> Interval | None:
-    """The one gate between a result and these papers: an estimate that may be published, or None."""
-    if not is_estimate(estimate) or estimate["publishable"] is not True or not real(estimate.get("value")):
-        return None
-    low, high = (float(estimate[end]) if real(estimate.get(end)) else None for end in ("low", "high"))
-    return Interval(float(estimate["value"]), low, high)
-
-
 def is_estimate(value: Any) -> bool:
     """Whether `value` is {"value", "low", "high", "publishable"}."""
     return isinstance(value, Mapping) and "publishable" in value
-
-
-def real(value: Any) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def table(value: Any) -> Json:

@@ -80,13 +80,13 @@ def write_report(result: Json, path: Path) -> Path:
 
 def write_compare(compare: Json, path: Path) -> Path:
     """Write a page with only a comparison: {"note", "seeds", "rows"}, rows as in result["reference"]."""
-    page = _template("compare.html.j2").render(title="Comparison", comparison=comparison(compare))
+    page = template("compare.html.j2").render(title="Comparison", comparison=comparison(compare))
     return _write(page, path)
 
 
 def render_report(result: Json) -> str:
     """The report as text: of equal results equal texts."""
-    page = _template("report.html.j2")
+    page = template("report.html.j2")
     return str(page.render(sections=SECTIONS, parts=PARTS, anchors=ANCHORS, **view(result)))
 
 
@@ -127,7 +127,8 @@ def _write(text: str, path: Path) -> Path:
 
 
 @cache
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A page of templates/: escaped, and an error where a name is not given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).resolve().parent / "templates")

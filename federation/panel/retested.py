@@ -10,6 +10,7 @@ from typing import Any
 
 from federation.durable import write_whole
 from federation.panel.decisions import day
+from federation.panel.report import template
 from federation.panel.sections.about import STATUS
 from federation.panel.sections.numbers import MEASURES, Cell, Unit, cell, of_mark
 from federation.panel.svg import Mark
@@ -32,13 +33,7 @@ def write_retest(found: Json, path: Path) -> Path:
 
 def render_retest(found: Json) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).resolve().parent / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return str(environment.get_template("retest.html.j2").render(**view(found)))
+    return str(template("retest.html.j2").render(**view(found)))
 
 
 def view(found: Json) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What it is for, whom it is about, and what exactly was made."""
 
-from federation.panel.facts import REGISTRATION, at, pointer, real, table
+from federation.panel.facts import REGISTRATION, at, pointer, table
 from federation.panel.findings.finding import Finding, Json, listed
 from federation.panel.registered import registration_of
+from federation.panel.sections.numbers import real
 
 
 def purpose(result: Json) -> Finding | None:

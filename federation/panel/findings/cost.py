@@ -1,7 +1,8 @@
 """What it cost in privacy, and who checked that."""
 
-from federation.panel.facts import REGISTRATION, at, real, table
+from federation.panel.facts import REGISTRATION, at, table
 from federation.panel.findings.finding import Finding, Json, listed
+from federation.panel.sections.numbers import real
 
 
 def privacy(result: Json) -> Finding | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from federation.panel.facts import Fact, facts, pointer, shown, table
+from federation.panel.facts import Fact, facts, pointer, table
 from federation.panel.findings.finding import (
     Finding,
     Json,
@@ -13,6 +13,7 @@ from federation.panel.findings.finding import (
     per_level,
     points,
 )
+from federation.panel.sections.numbers import shown
 
 GAPS = {
     "demographic_parity": "share flagged",

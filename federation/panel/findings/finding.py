@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from federation.panel.facts import (
-    Interval,
     answer_source,
     answered,
     at,
     metrics_source,
     pointer,
-    shown,
     table,
 )
+from federation.panel.sections.numbers import shown
+from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def metrics(result: Json) -> tuple[str, Json]:
     return ("", {}) if source is None else (source, at(result, source))
 
 
-def measured(result: Json, *keys: str) -> tuple[Interval, str] | None:
+def measured(result: Json, *keys: str) -> tuple[Mark, str] | None:
     """The estimate at `keys` of the metrics, with its source, if it may be shown."""
     source, _ = metrics(result)
     number = shown(at(result, source + pointer(*keys))) if source else None
@@ -75,27 +75,27 @@ def per_level(result: Json, where: str, name: str) -> tuple[str, tuple[str, ...]
     return ", ".join(parts), tuple(sources)
 
 
-def decimal(number: Interval) -> str:
+def decimal(number: Mark) -> str:
     """`0.737 (0.720 to 0.754)`."""
     return _with_ends(number, lambda value: f"{value:.3f}")
 
 
-def percent(number: Interval) -> str:
+def percent(number: Mark) -> str:
     """`41.2% (39.0% to 43.5%)`."""
     return _with_ends(number, lambda value: f"{100 * value:.1f}%")
 
 
-def points(number: Interval) -> str:
+def points(number: Mark) -> str:
     """`9.4 points (6.1 to 12.7)`: a difference of two shares, in percentage points."""
     ends = _ends(number, lambda value: f"{100 * value:.1f}")
     return f"{100 * number.value:.1f} points{ends}"
 
 
-def _with_ends(number: Interval, say: Callable[[float], str]) -> str:
+def _with_ends(number: Mark, say: Callable[[float], str]) -> str:
     return say(number.value) + _ends(number, say)
 
 
-def _ends(number: Interval, say: Callable[[float], str]) -> str:
+def _ends(number: Mark, say: Callable[[float], str]) -> str:
     if number.low is None or number.high is None:
         return ""
     return f" ({say(number.low)} to {say(number.high)})"

@@ -1,6 +1,6 @@
 """How well it works, for everybody together, and against what."""
 
-from federation.panel.facts import at, real, shown, table
+from federation.panel.facts import at, table
 from federation.panel.findings.finding import (
     Finding,
     Json,
@@ -10,7 +10,7 @@ from federation.panel.findings.finding import (
     metrics,
     percent,
 )
-from federation.panel.sections.numbers import MEASURES
+from federation.panel.sections.numbers import MEASURES, real, shown
 
 
 def _one(result: Json, words: str, say: str, *keys: str) -> Finding | None:
