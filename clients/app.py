@@ -52,6 +52,7 @@ def make_app(find_node: FindNode, clock: Clock = Clock()) -> ClientApp:
     app.query("agree")(answers(wire.read_agree_order, Node.agree))
     app.query("open")(answers(wire.read_open_order, Node.open))
     app.query("stats")(answers(wire.read_stats_order, Node.stats))
+    app.query("map")(answers(wire.read_map_order, Node.map))
     app.train("round")(answers(wire.read_round_order, Node.round))
     return app
 

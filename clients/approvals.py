@@ -26,8 +26,8 @@ from clients.folder import NodeError
 from clients.journal import Journal
 from clients.rules import Plan, Standing
 from federation.durable import sync_folder
-from federation.plan import Agreed, TrainPlan, sentences
-from federation.stats import StatsPlan
+from federation.plan import Agreed, sentences
+from federation.protocol import plan_type
 
 START = "0" * 64
 MOST_ASKED = 100  # plans that are kept for a person to read: the oldest go first
@@ -225,8 +225,7 @@ def read_plan(path: Path) -> Plan:
     try:
         text = path.read_text()
         values = json.loads(text)
-        kind: type[TrainPlan] | type[StatsPlan] = StatsPlan if "column" in values else TrainPlan
-        return kind.model_validate_json(text)
+        return plan_type(values).model_validate_json(text)
     except OSError as error:
         raise NodeError(f"{path} cannot be read ({error.strerror})") from None
     except ValidationError as error:

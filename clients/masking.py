@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation import secagg
 from federation.durable import write_whole
-from federation.plan import Reason, Refused, TrainPlan
-from federation.protocol import AgreeOrder, Head, OpenOrder, Sealed
+from federation.plan import Reason, Refused
+from federation.protocol import AgreeOrder, Head, Masked, OpenOrder, Sealed
 from federation.secagg import Advert, Roster, Secrets
 
 KEYS, DONE = ".keys", ".done"
@@ -63,10 +63,10 @@ class Masks:
         self._pins = {**pins, name: key.public_key().public_bytes_raw()}
         self._open: dict[str, tuple[Stamps, Session]] = {}  # as the files were when they were read
 
-    def keys(self, plan: TrainPlan, draws: int, keeps: tuple[str, Head] | None) -> Advert:
+    def keys(self, plan: Masked, draws: int, keeps: tuple[str, Head] | None) -> Advert:
         """New secrets for `draws` masked vectors of `plan`, in place of any older ones of its run."""
         self._must_be_pinned(plan)
-        if not 1 <= draws <= plan.rounds + 1 + SPARE_DRAWS:
+        if not 1 <= draws <= plan.masked_draws + SPARE_DRAWS:
             raise Refused(Reason.MASKS, f"keys for {draws} draws are more than the plan's rounds can need")
         own = Secrets(plan.run_id, plan.sha256, self.name, draws, secrets.token_bytes(32))
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -76,7 +76,7 @@ class Masks:
         return secagg.advert(own, self._key, keeps=kept)
 
     def deal(
-        self, plan: TrainPlan, adverts: Sequence[Advert]
+        self, plan: Masked, adverts: Sequence[Advert]
     ) -> tuple[dict[str, tuple[Sealed, ...]], Roster]:
         """Check everybody's adverts, keep them, and share this node's seeds with each of them."""
         with self._locked():
@@ -90,7 +90,7 @@ class Masks:
             self._keep(own, roster)
         return secagg.deal(own, roster), roster
 
-    def may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> int:
+    def may_mask(self, plan: Masked, transcript: str, draw: int) -> int:
         """How many draws this set-up has; `Refused` unless `draw` is a new one.
 
         Two vectors under one mask would show their difference.
@@ -98,7 +98,7 @@ class Masks:
         with self._locked():
             return self._may_mask(plan, transcript, draw)[0].secrets.draws
 
-    def _may_mask(self, plan: TrainPlan, transcript: str, draw: int) -> tuple[Session, Roster]:
+    def _may_mask(self, plan: Masked, transcript: str, draw: int) -> tuple[Session, Roster]:
         session, roster = self._of(plan.run_id, transcript)
         if session.secrets.plan_sha256 != plan.sha256:
             raise Refused(Reason.MASKS, "the keys of this set-up are another plan's")
@@ -106,7 +106,7 @@ class Masks:
             raise Refused(Reason.REPLAYED, f"draw {draw} of this set-up has been masked, or has no keys")
         return session, roster
 
-    def mask(self, plan: TrainPlan, transcript: str, draw: int, vector: np.ndarray) -> np.ndarray:
+    def mask(self, plan: Masked, transcript: str, draw: int, vector: np.ndarray) -> np.ndarray:
         """`vector` under this draw's masks, once."""
         with self._locked():
             session, roster = self._may_mask(plan, transcript, draw)
@@ -149,27 +149,27 @@ class Masks:
 
     # --- what is kept -----------------------------------------------------------------------------------
 
-    def _must_be_pinned(self, plan: TrainPlan) -> None:
-        shared = plan.privacy.shared
-        if shared is None or self.name not in shared.agencies:
+    def _must_be_pinned(self, plan: Masked) -> None:
+        circle = plan.circle
+        if circle is None or self.name not in circle.agencies:
             raise Refused(Reason.MASKS, "the plan has no shared noise that this agency is part of")
-        if missing := sorted(set(shared.agencies) - set(self._pins)):
+        if missing := sorted(set(circle.agencies) - set(self._pins)):
             raise Refused(
                 Reason.MASKS,
                 f"peers: node.toml has no public key of {', '.join(missing)}: ask them for the line that "
                 "`python -m clients.keys FOLDER` prints, over a channel that the coordinator does not run",
             )
 
-    def _check(self, plan: TrainPlan, draws: int, adverts: Sequence[Advert]) -> Roster:
+    def _check(self, plan: Masked, draws: int, adverts: Sequence[Advert]) -> Roster:
         self._must_be_pinned(plan)
-        assert plan.privacy.shared is not None  # noqa: S101 - just checked
+        assert plan.circle is not None  # noqa: S101 - just checked
         return secagg.check_adverts(
             adverts,
             run_id=plan.run_id,
             plan_sha256=plan.sha256,
-            agencies=plan.privacy.shared.agencies,
+            agencies=plan.circle.agencies,
             pins=self._pins,
-            threshold=plan.privacy.shared.threshold,
+            threshold=plan.circle.threshold,
             draws=draws,
         )
 

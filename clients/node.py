@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from clients import keys, noise, randomness, rules
+from clients import counting, keys, noise, randomness, rules
 from clients.approvals import Approvals, keep_asked
 from clients.draws import Draw, Draws, fresh_draw
 from clients.evaluate import noised_table, noised_users, table_counts, user_counts
@@ -38,6 +38,7 @@ from clients.masking import Masks
 from clients.policy import Policy, read_policy
 from clients.probing import Probing
 from clients.randomness import Stream
+from clients.records.counted import load_counted
 from clients.records.data import DataError, Dataset, load, load_values
 from clients.records.sources import find_source
 from federation import masks, multipliers, wire
@@ -50,6 +51,10 @@ from federation.protocol import (
     Heads,
     Keys,
     KeysOrder,
+    MapOrder,
+    MapPlan,
+    MapReply,
+    Masked,
     MaskedReply,
     Opened,
     OpenOrder,
@@ -68,8 +73,10 @@ from federation.release import SharedRelease
 from federation.stats import holds, why_not
 from models import quantiles, risk
 from models.contract import Contract
+from models.design import Counted, Design
 from models.features import layout
 from models.spec import ModelSpec
+from models.workload import Workload
 
 Kept = TypeVar("Kept", bound=Reply)
 
@@ -90,17 +97,21 @@ class Node:
         self._resident: dict[tuple[float, float], Resident] = {}
         self._modules: dict[ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
+        self._counted: dict[str, Counted] = {}
         self._pins = {name: keys.read_pin(name, text) for name, text in facts.peers.items()}
         budget = None if policy.budget is None else policy.budget.limits()
         scope: Scope = "this run alone" if policy.simulation else "lifetime"
         whose = f"{facts.name}/{facts.dataset}"
         self.ledger = Ledger(folder / "ledger.db", budget=budget, scope=scope, people=whose)
 
-    def ready(self, plan: TrainPlan, heads: Heads) -> Ready:
+    def ready(self, plan: Masked, heads: Heads) -> Ready:
         """Check the plan against the policy, the data against the contract, and reserve the budget."""
         self._review(plan)
         self._meet(heads)
-        self._records(plan)
+        if isinstance(plan, MapPlan):
+            self._people(plan)
+        else:
+            self._records(plan)
         self._reserve(plan)
         self.log.info("ready for run %s, plan %s", plan.run_id, plan.sha256)
         return Ready(self.facts.name, self.head, read_keeps(self.folder))
@@ -159,6 +170,37 @@ class Node:
         reply = StatsReply(self.facts.name, noised, (plan.release(),), self.head)
         self._keep_reply(plan.sha256, reply)
         self.log.info("run %s: released a table of the values of %s", plan.run_id, plan.column)
+        return reply
+
+    def map(self, order: MapOrder) -> MapReply | MaskedReply:
+        """The counts of a workload: charged before any noise is drawn, then they leave."""
+        plan = order.plan
+        design = self._review_map(plan)
+        self._meet(order.heads)
+        if (plan.circle is None) != (order.draw is None):
+            raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
+        known = self._known(order.digest)
+        if known is not None:
+            return known  # type: ignore[return-value]
+        if order.draw is not None and self.masks.may_mask(plan, order.transcript, order.draw) != 1:
+            raise Refused(Reason.MALFORMED, "a map is one draw")
+        self._reserve(plan)
+        counted = self._people(plan)
+        draw = self._begin(order.digest, lambda: counted.digest)
+        if order.draw is not None or not (draw.again and self.ledger.charged(order.order_id)):
+            self._charge(order, once=order.draw is not None)
+        stream = draw.stream("map noise") if plan.seed is None else Stream.seeded(f"{plan.seed}|{self.facts.name}|map")
+        reply: MapReply | MaskedReply
+        if order.draw is None:
+            numbers = counting.noised(plan, design, counted, stream)
+            reply = MapReply(self.facts.name, numbers, order.releases, self.head)
+        else:
+            vector = counting.with_share(plan, design, counted, stream)
+            masked = self.masks.mask(plan, order.transcript, order.draw, vector)
+            reply = MaskedReply(self.facts.name, masked, order.releases, self.head)
+        self._keep_reply(order.digest, reply)
+        self._counted.clear()
+        self.log.info("run %s: released the counts of a map", plan.run_id)
         return reply
 
     def make_keys(self, order: KeysOrder) -> Keys:
@@ -229,7 +271,28 @@ class Node:
         """`check_data` for a statistic of one column."""
         self._values(column)
 
-    def _reserve(self, plan: TrainPlan) -> None:
+    def check_people(self, plan: MapPlan) -> None:
+        """`check_data` for a map."""
+        self._people(plan)
+
+    def _people(self, plan: MapPlan) -> Counted:
+        """This agency's people by the levels that the plan asks for; kept until the counts have left."""
+        if plan.sha256 not in self._counted:
+            asked = plan.asked_of(self.contract, self.facts.name)
+            self._counted = {plan.sha256: self._load_counted(asked)}
+        return self._counted[plan.sha256]
+
+    def _load_counted(self, asked: Workload) -> Counted:
+        return load_counted(
+            self.contract,
+            find_source(self.folder, self.facts.table),
+            asked,
+            self.facts.kind,
+            min_people=self.policy.min_people,
+            key=keys.secret(self.folder / "split.key"),
+        )
+
+    def _reserve(self, plan: Masked) -> None:
         if plan.sha256 not in self._reserved:
             split = self._split_id(plan)
             named = [replace(release, split_id=split) for release in plan.releases()]
@@ -249,7 +312,7 @@ class Node:
         if not self.policy.simulation:
             self.draws.keep(order, wire.freeze(reply))
 
-    def _charge(self, order: RoundOrder, *, once: bool) -> None:
+    def _charge(self, order: RoundOrder | MapOrder, *, once: bool) -> None:
         """On the agency's disk before any noise of this order is drawn."""
         split = self._split_id(order.plan)
         named = [replace(release, split_id=split) for release in order.releases]
@@ -265,16 +328,16 @@ class Node:
                 "was put back from an older copy, or replaced: restore the newest one",
             )
 
-    def _neighbour(self, plan: TrainPlan) -> str:
+    def _neighbour(self, plan: Masked) -> str:
         """The agency whose ledger's head this node keeps: the one before it in the circle of names."""
-        shared = plan.privacy.shared
+        circle = plan.circle
         others = {p.name for p in plan.participants if self.contract.holds_label(p.kind)}
-        if shared is not None:  # a made-up participant must not come between
-            others = set(shared.agencies)
+        if circle is not None:  # a made-up participant must not come between
+            others = set(circle.agencies)
         names = sorted(others | {self.facts.name})  # whoever lacks the label gets no orders, so keeps nothing
         return names[names.index(self.facts.name) - 1]
 
-    def _keep_neighbour(self, plan: TrainPlan, heads: Heads) -> None:
+    def _keep_neighbour(self, plan: Masked, heads: Heads) -> None:
         """Remember the newest head of the neighbour: nobody's word but the chain's decides, so the larger stays."""
         name, keeps = self._neighbour(plan), read_keeps(self.folder)
         if name in heads and heads[name].seq > keeps.get(name, Head(0, "")).seq:
@@ -298,7 +361,10 @@ class Node:
             text.encode(), key=keys.secret(self.folder / "split.key"), digest_size=8
         ).hexdigest()
 
-    def _review(self, plan: TrainPlan) -> None:
+    def _review(self, plan: Masked) -> None:
+        if isinstance(plan, MapPlan):
+            self._review_map(plan)
+            return
         at = self._situation()
         rules.review(self.policy, plan, at)
         self._must_agree(plan)
@@ -310,6 +376,14 @@ class Node:
                 _can_be_drawn(noise.of_counts, sigma)
         self._review_now(plan, at)
 
+    def _review_map(self, plan: MapPlan) -> Design:
+        at = self._situation()
+        rules.review(self.policy, plan, at)
+        self._must_agree(plan)
+        design = counting.design_of(plan, self.contract, self.facts.name)
+        self._review_now(plan, at)
+        return design
+
     def _review_now(self, plan: rules.Plan, at: rules.Situation) -> None:
         """What changes with time comes last: a person is asked about plans alone that nothing else refuses."""
         try:
@@ -320,7 +394,9 @@ class Node:
             raise
 
     def _situation(self) -> rules.Situation:
-        return rules.Situation(self.now(), self.contract, self.approvals.standing(), self.facts.panel)
+        return rules.Situation(
+            self.now(), self.contract, self.approvals.standing(), self.facts.panel, self.facts.name
+        )
 
     def _must_agree(self, plan: Terms) -> None:
         """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""

@@ -9,11 +9,29 @@ from typing import Any, get_args
 from clients import journal_lines as lines
 from clients.journal import Journal
 from federation.plan import Reason, TrainPlan
-from federation.protocol import Heads, MaskedReply, Order, Reply, RoundOrder, RoundReply, StatsReply
+from federation.protocol import (
+    Heads,
+    MapOrder,
+    MapPlan,
+    MapReply,
+    Masked,
+    MaskedReply,
+    Order,
+    Reply,
+    RoundOrder,
+    RoundReply,
+    StatsReply,
+)
 from federation.release import Event
 from federation.stats import StatsPlan
 
 RULE = re.compile(r"^([a-z0-9_.-]{1,100}): ")  # how a sentence of the policy begins
+_NAMES: dict[str, lines.What] = {
+    "users": "users table",
+    "stats": "statistic",
+    "map": "map",
+    "cohort": "cohort",
+}
 _TABLES: dict[str, lines.What] = {"tune": "tune table", "test": "test table"}
 
 
@@ -26,7 +44,7 @@ class Recorder:
         self._facts: dict[str, Any] = {"order": kind if kind in get_args(lines.OrderType) else "unknown"}
         self._arrived = False
 
-    def arrived(self, order: Order | tuple[TrainPlan, Heads] | None) -> None:
+    def arrived(self, order: Order | tuple[Masked, Heads] | None) -> None:
         """The order decoded, or (None) did not."""
         self._arrived = True
         order = order[0] if isinstance(order, tuple) else order
@@ -36,7 +54,7 @@ class Recorder:
 
     def answered(self, reply: Reply) -> None:
         """The order was permitted, and `reply` is about to leave."""
-        if not isinstance(reply, RoundReply | StatsReply | MaskedReply) or reply.head is None:
+        if not isinstance(reply, RoundReply | StatsReply | MapReply | MaskedReply) or reply.head is None:
             self._journal.write(lines.Accepted(**self._facts))
             return
         seq, chain = reply.head
@@ -57,17 +75,17 @@ class Recorder:
 
 def _names(order: Order) -> dict[str, Any]:
     """What identifies an order."""
-    plan = order if isinstance(order, TrainPlan) else getattr(order, "plan", None)
+    plan = order if isinstance(order, TrainPlan | MapPlan) else getattr(order, "plan", None)
     if plan is None:  # lists and openings name their run alone
         run_id = str(getattr(order, "run_id", ""))
         return {"run_id": run_id} if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", run_id) else {}
-    order_id = order.order_id if isinstance(order, RoundOrder) else ""
+    order_id = order.order_id if isinstance(order, RoundOrder | MapOrder) else ""
     order_id = plan.order_id if isinstance(plan, StatsPlan) else order_id
     return {"run_id": plan.run_id, "plan_sha256": plan.sha256, "order_id": lines.printable(order_id)}
 
 
 def _more(order: Order) -> dict[str, Any]:
-    plan = order if isinstance(order, TrainPlan) else getattr(order, "plan", None)
+    plan = order if isinstance(order, TrainPlan | MapPlan) else getattr(order, "plan", None)
     facts = {} if plan is None else {"experiment": plan.experiment, "purpose": plan.purpose}
     if isinstance(plan, TrainPlan) and plan.registration is not None:
         facts["registration"] = plan.registration.digest
@@ -79,6 +97,4 @@ def _more(order: Order) -> dict[str, Any]:
 def _what(event: Event) -> lines.What:
     if event.kind == "train":
         return "training"
-    if event.kind == "users":
-        return "users table"
-    return "statistic" if event.kind == "stats" else _TABLES[event.part]
+    return _NAMES[event.kind] if event.kind in _NAMES else _TABLES[event.part]

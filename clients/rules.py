@@ -7,8 +7,9 @@ what the node does at each order; `explain` says the same of every rule, for `fe
 from collections.abc import Iterator, Sequence
 
 from clients.policy import Policy
-from clients.ruleset import NOW, STATISTIC, TERMS, TRAINING, Plan, Rule, Situation, Standing, Verdict
+from clients.ruleset import MAP, NOW, STATISTIC, TERMS, TRAINING, Plan, Rule, Situation, Standing, Verdict
 from federation.plan import Refused, TrainPlan
+from federation.protocol import MapPlan
 
 
 def review(policy: Policy, plan: Plan, at: Situation) -> None:
@@ -32,6 +33,8 @@ def deciding(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def _lasting(plan: Plan) -> tuple[Rule, ...]:
+    if isinstance(plan, MapPlan):
+        return (*TERMS, *MAP)
     return (*TERMS, *(TRAINING if isinstance(plan, TrainPlan) else STATISTIC))
 
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 from clients.policy import Policy
 from federation.decision import DecisionError, Panel, read_registered
 from federation.experiment import unlike_registered
-from federation.plan import Reason, TrainPlan
+from federation.plan import Reason, Refused, TrainPlan
 from federation.privacy import epsilon
 from federation.release import VIEWERS, Event, Viewer
+from federation.protocol import MapPlan, Masked, Plan
 from federation.stats import StatsPlan
 from models.contract import Contract
 
-Plan = TrainPlan | StatsPlan
 Standing = Literal["approved", "withdrawn"]
 WHO: Mapping[Viewer, str] = {
     "public": "whoever sees the results",
@@ -32,12 +32,14 @@ class Situation:
     """What a review needs besides the plan: the time, the node's own contract, and what people decided on plans.
 
     `standing` is by plan SHA-256 (`clients.approvals`). `panel` is the ethics panel that node.toml pins, if it does.
+    `agency` is this agency's name.
     """
 
     now: datetime
     contract: Contract
     standing: Mapping[str, Standing] = field(default_factory=dict)
     panel: Panel | None = None
+    agency: str = ""
 
 
 class Verdict(NamedTuple):
@@ -127,9 +129,18 @@ def _columns(plan: Plan, contract: Contract) -> set[str]:
     """Every column of the contract, whichever agencies hold it, and that of a statistic."""
     roles = {contract.unit.column, contract.unit.order_by, contract.label.column, contract.split}
     asked = {plan.column} if isinstance(plan, StatsPlan) else set()
+    asked |= set(_counted(plan, contract, None)) if isinstance(plan, MapPlan) else set()
     known = {column.name for column in contract.columns} | {group.column for group in contract.groups}
     known |= set(contract.user_columns)
     return known | asked | {name for name in roles if name is not None}
+
+
+def _counted(plan: MapPlan, contract: Contract, agency: str | None) -> tuple[str, ...]:
+    """The columns by which a map counts people of `agency`, of anybody (None); none where it does not fit the contract."""
+    try:
+        return (plan.asked(contract) if agency is None else plan.asked_of(contract, agency)).columns
+    except Refused:
+        return ()  # the node says so once it has seen that the contract is its own
 
 
 def _min_agencies(policy: Policy, plan: Plan, at: Situation) -> Verdict:
@@ -165,7 +176,7 @@ def _releases(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 
 def _masks_required(policy: Policy, plan: Plan, at: Situation) -> Verdict:
-    masked = isinstance(plan, TrainPlan) and plan.privacy.mechanism == "shared"
+    masked = not isinstance(plan, StatsPlan) and plan.circle is not None
     return _verdict(
         "masks_required",
         masked or not policy.masks_required,
@@ -179,10 +190,10 @@ def _masks_required(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 
 def _sigma(plan: Plan) -> float:
-    """The least noise on a cell of a table, std, in people."""
-    return (
-        min(plan.privacy.tune_sigma, plan.privacy.test_sigma) if isinstance(plan, TrainPlan) else plan.sigma
-    )
+    """The least noise on a cell of a table, std, in people; of a map, that of one table that would cost as much."""
+    if isinstance(plan, TrainPlan):
+        return min(plan.privacy.tune_sigma, plan.privacy.test_sigma)
+    return plan.sigma if isinstance(plan, StatsPlan) else plan.noise_multiplier
 
 
 def _min_table_sigma(policy: Policy, plan: Plan, at: Situation) -> Verdict:
@@ -322,26 +333,27 @@ def _max_sample_rate(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
     )
 
 
-def _min_colluders(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
-    shared, least = plan.privacy.shared, policy.min_colluders
+def _min_colluders(policy: Policy, plan: Masked, at: Situation) -> Verdict:
+    shared, least = plan.circle, policy.min_colluders
     if shared is None or policy.simulation:
         return Verdict("min_colluders", None, _not_asked(policy, "the noise is this agency's own"))
     says = f"the plan withstands {shared.colluders}, the least is {least}"
     return _verdict("min_colluders", shared.colluders >= least, Reason.PRIVACY, says, says)
 
 
-def _max_honest(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
-    shared, most = plan.privacy.shared, policy.max_honest
+def _max_honest(policy: Policy, plan: Masked, at: Situation) -> Verdict:
+    shared, most = plan.circle, policy.max_honest
     if shared is None or policy.simulation:
         return Verdict("max_honest", None, _not_asked(policy, "the noise is this agency's own"))
     says = f"the plan rests on {shared.honest} honest agencies, the most is {most}"
     return _verdict("max_honest", shared.honest <= most, Reason.PRIVACY, says, says)
 
 
-def _no_plan_without_privacy(policy: Policy, plan: TrainPlan, at: Situation) -> Verdict:
+def _no_plan_without_privacy(policy: Policy, plan: Masked, at: Situation) -> Verdict:
+    mechanism = plan.privacy.mechanism if isinstance(plan, TrainPlan) else plan.mechanism
     return _verdict(
         "simulation",
-        policy.simulation or plan.privacy.mechanism != "none",
+        policy.simulation or mechanism != "none",
         Reason.PRIVACY,
         _not_asked(policy, "the plan has noise"),
         "a plan without privacy runs on simulated data only",
@@ -366,6 +378,23 @@ def _stats_columns(policy: Policy, plan: StatsPlan, at: Situation) -> Verdict:
     name = f"the plan's column {plan.column!r}"
     listed = plan.column in policy.stats_columns
     return _verdict("stats_columns", listed, Reason.CONTRACT, f"{name} is listed", f"{name} is not listed")
+
+
+# --- a map --------------------------------------------------------------------------------------------
+
+
+def _map_columns(policy: Policy, plan: MapPlan, at: Situation) -> Verdict:
+    """The columns that this agency itself is asked to count by must each be listed."""
+    listed = {name.casefold() for name in policy.map_columns}
+    counted = _counted(plan, at.contract, at.agency)
+    absent = sorted(name for name in counted if name.casefold() not in listed)
+    return _verdict(
+        "map_columns",
+        not absent,
+        Reason.CONTRACT,
+        "the columns that the map counts by are listed",
+        f"the map counts by {', '.join(map(repr, absent))}, which is not listed",
+    )
 
 
 # --- what changes with time ---------------------------------------------------------------------------
@@ -409,6 +438,10 @@ TRAINING: tuple[Rule, ...] = (
     ),
     *(_max_grad_norm, _max_sample_rate, _min_noise_multiplier, _min_table_sigma, _max_delta),
     *(_budget, _budget_order),
+)
+MAP: tuple[Rule, ...] = (
+    *(_map_columns, _min_colluders, _max_honest, _no_plan_without_privacy),
+    *(_min_table_sigma, _max_delta, _budget, _budget_order),
 )
 STATISTIC: tuple[Rule, ...] = (_stats_columns, _min_table_sigma, _max_delta, _budget, _budget_order)
 NOW: tuple[Rule, ...] = (_ask, _hours)

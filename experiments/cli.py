@@ -184,6 +184,35 @@ def stats(
     guarded(lambda: stats_from(column, context.args, epsilon=epsilon, quantiles=quantiles, as_json=as_json))
 
 
+@app.command("map", context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def demand_map(
+    context: typer.Context,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be known and what it costs; ask nobody.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Ask deployed agencies: a coordinator's folder, or a name in ~/.flwr/config.toml."),
+    ] = None,
+) -> None:
+    """Map demand over the agencies from noisy counts: needs, areas, rates, months; nobody is linked, no model trained.
+
+    All queries of a workload (conf/map) are one charged release of each agency. Before anything is spent it says how
+    exactly each answer will be known and what that costs. Writes map.json, map.html and a CSV for each answer.
+
+    Examples: fedrisk map experiment=pilot map.epsilon=0.5
+    fedrisk map experiment=pilot --plan
+    fedrisk map experiment=own data.agencies=agencies.yaml +map=pilot --superlink coordinator
+    """
+    from experiments.demand import map_from, submit_map
+
+    if superlink is not None:
+        guarded(lambda: submit_map(superlink, context.args, plan_only=plan))
+        return
+    guarded(lambda: map_from(context.args, plan_only=plan, as_json=as_json))
+
+
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
 def retest(
     context: typer.Context,

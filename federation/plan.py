@@ -126,23 +126,17 @@ class Registered(Agreed):
         return hashlib.sha256(self.statement.encode()).hexdigest()
 
 
-class SharedNoise(Agreed):
-    """Who shares the noise of a run, and the whole numbers that it is drawn on. All of it is public.
+class Circle(Agreed):
+    """Who shares the noise of a plan behind masks. All of it is public.
 
     `agencies` (n of them) mask their integers, of which up to `colluders` c may tell the coordinator all
     they know and up to `dropouts` d may fail in a round; h = n - c - d honest agencies carry the whole noise.
-    A gradient is rounded to `steps_per_norm` grid steps per `max_grad_norm`, a count is `steps_per_person`
-    steps. Sums are taken modulo 2^`bits`. `parameters` and `cells` are how many numbers a model and a score
-    table have.
+    Sums are taken modulo 2^`bits`.
     """
 
     agencies: tuple[Slug, ...]
     colluders: Annotated[int, Field(ge=0)]
     dropouts: Annotated[int, Field(ge=0)]
-    steps_per_norm: Annotated[int, Field(ge=1)]
-    steps_per_person: Annotated[int, Field(ge=1)]
-    parameters: Annotated[int, Field(ge=1)]
-    cells: Annotated[int, Field(ge=1)]
     bits: Literal[32, 64]
 
     @model_validator(mode="after")
@@ -160,11 +154,6 @@ class SharedNoise(Agreed):
                 f"noise can be shared by more than 2 x dropouts + colluders = {2 * d + c} agencies, got {n}: "
                 "lower privacy.dropouts or privacy.colluders, or use privacy=local"
             )
-        if self.steps_per_norm < 1000 * math.sqrt(self.parameters):
-            raise ValueError(
-                f"steps_per_norm must be at least 1000 x sqrt(parameters) = "
-                f"{math.ceil(1000 * math.sqrt(self.parameters))}, got {self.steps_per_norm}"
-            )
         return self
 
     @property
@@ -177,6 +166,32 @@ class SharedNoise(Agreed):
         """h = n - c - d: how many shares are the whole noise."""
         return len(self.agencies) - self.colluders - self.dropouts
 
+    def share_variance(self, noise_multiplier: float, sensitivity: float) -> int:
+        """Variance of one share, grid steps squared: h of them are at least (noise_multiplier x sensitivity)^2."""
+        return math.ceil((noise_multiplier * sensitivity) ** 2 / self.honest)
+
+
+class SharedNoise(Circle):
+    """Who shares the noise of a training, and the whole numbers that it is drawn on.
+
+    A gradient is rounded to `steps_per_norm` grid steps per `max_grad_norm`, a count is `steps_per_person`
+    steps. `parameters` and `cells` are how many numbers a model and a score table have.
+    """
+
+    steps_per_norm: Annotated[int, Field(ge=1)]
+    steps_per_person: Annotated[int, Field(ge=1)]
+    parameters: Annotated[int, Field(ge=1)]
+    cells: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def is_fine_enough(self) -> Self:
+        if self.steps_per_norm < 1000 * math.sqrt(self.parameters):
+            raise ValueError(
+                f"steps_per_norm must be at least 1000 x sqrt(parameters) = "
+                f"{math.ceil(1000 * math.sqrt(self.parameters))}, got {self.steps_per_norm}"
+            )
+        return self
+
     @property
     def gradient_sensitivity(self) -> float:
         """Grid steps (L2) that one person changes an agency's rounded sum by, at most.
@@ -185,10 +200,6 @@ class SharedNoise(Agreed):
         each of the two sums: K (1 + SUM_SLACK) + sqrt(p), for K grid steps to C.
         """
         return self.steps_per_norm * (1 + SUM_SLACK) + math.sqrt(self.parameters)
-
-    def share_variance(self, noise_multiplier: float, sensitivity: float) -> int:
-        """Variance of one share, grid steps squared: h of them are at least (noise_multiplier x sensitivity)^2."""
-        return math.ceil((noise_multiplier * sensitivity) ** 2 / self.honest)
 
 
 class PrivacyPlan(Agreed):
@@ -418,6 +429,16 @@ class TrainPlan(Terms):
         if self.users is not None and self.users.cutoff not in self.edges:
             raise ValueError(f"users.cutoff must be one of edges, got {self.users.cutoff}")
         return self
+
+    @property
+    def circle(self) -> Circle | None:
+        """Who masks what leaves, None where nobody does."""
+        return self.privacy.shared
+
+    @property
+    def masked_draws(self) -> int:
+        """How many masked vectors the plan takes from an agency where no round is void."""
+        return self.rounds + 1
 
     @property
     def train_fraction(self) -> float:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from federation.demand import MapPlan
 from federation.plan import (
     Agreed,
     Fraction,
@@ -44,7 +45,10 @@ AGREE = "query.agree"
 OPEN = "query.open"
 ROUND = "train.round"
 STATS = "query.stats"
-ORDERS = (READY, KEYS, DEAL, AGREE, OPEN, ROUND, STATS)
+MAP = "query.map"
+ORDERS = (READY, KEYS, DEAL, AGREE, OPEN, ROUND, STATS, MAP)
+
+Masked = TrainPlan | MapPlan  # plans whose noise may be shared behind masks
 
 Weights = dict[str, np.ndarray]
 Sealed = tuple[
@@ -121,10 +125,36 @@ class StatsOrder:
 
 
 @dataclass(frozen=True)
+class MapOrder:
+    """Send one noised vector of counts of the plan's workload. `draw`, `transcript` and `heads`: as in `RoundOrder`."""
+
+    plan: MapPlan
+    draw: int | None = None
+    transcript: str = ""
+    heads: Heads = field(default_factory=dict)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Names what is asked, hex: the same order sent twice has the same, whatever heads it brings."""
+        return _digest(repr((self.plan.sha256, self.draw, self.transcript)), {})
+
+    @property
+    def order_id(self) -> str:
+        """Names the draw in the ledger."""
+        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        return f"{self.plan.run_id}/map{which}"
+
+    @property
+    def releases(self) -> tuple[Event, ...]:
+        """What it is charged as."""
+        return self.plan.releases()
+
+
+@dataclass(frozen=True)
 class KeysOrder:
     """Make keys for `draws` masked vectors of this plan."""
 
-    plan: TrainPlan
+    plan: Masked
     draws: int
     heads: Heads = field(default_factory=dict)
 
@@ -133,7 +163,7 @@ class KeysOrder:
 class DealOrder:
     """Here are all agencies' keys: check them, and deal shares of yours to each."""
 
-    plan: TrainPlan
+    plan: Masked
     adverts: tuple[Advert, ...]
 
 
@@ -202,10 +232,23 @@ class StatsReply:
 
 
 @dataclass(frozen=True)
+class MapReply:
+    """What an agency releases for a map: `numbers` of int64, its own noise on each (`models.design.Design.numbers`).
+
+    How many there are follows from the plan and the agency's kind; `releases` is the ledger's one event for them.
+    """
+
+    agency: str
+    numbers: np.ndarray
+    releases: tuple[Event, ...]
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
 class MaskedReply:
     """What an agency sends behind masks: `vector` of uint32 or uint64, uniform to whoever lacks the others'.
 
-    It holds the tables of `RoundOrder.tables` in order, then the gradient: what `releases` charged.
+    It holds the tables of `RoundOrder.tables` in order, then the gradient, or the numbers of a map: what `releases` charged.
     """
 
     agency: str
@@ -267,14 +310,25 @@ def _digest(begins: str, weights: Weights) -> str:
     return digest.hexdigest()
 
 
-Order = TrainPlan | RoundOrder | StatsOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
-Reply = Ready | RoundReply | StatsReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
+Plan = TrainPlan | StatsPlan | MapPlan
+PLANS: Mapping[str, type[Plan]] = {"model": TrainPlan, "column": StatsPlan, "workload": MapPlan}
+"""Every kind of plan, by a key that it alone has."""
+
+
+def plan_type(values: Mapping[str, object]) -> type[Plan]:
+    """Of which kind the plan with these keys is: a training's where none fits."""
+    return next((kind for key, kind in PLANS.items() if key in values), TrainPlan)
+
+
+Order = TrainPlan | MapPlan | RoundOrder | StatsOrder | MapOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
+Reply = Ready | RoundReply | StatsReply | MapReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
 
 
 __all__ = [
     "Agreed",
     "Fraction",
     "LocalPlan",
+    "MapPlan",
     "Part",
     "Participant",
     "PrivacyPlan",

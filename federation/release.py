@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, Self, get_args
 
-Kind = Literal["train", "evaluate", "users", "stats"]
+Kind = Literal["train", "evaluate", "users", "stats", "map", "cohort"]
 Part = Literal["train", "tune", "test", "all"]
 Viewer = Literal["public", "coordinator", "everybody"]
 VIEWERS: tuple[Viewer, ...] = get_args(Viewer)

@@ -20,11 +20,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from federation.demand import MapPlan
 from federation.plan import VERSION, Reason, Refused, Terms, TrainPlan, sentences
 from federation.protocol import (
     AGREE,
     DEAL,
     KEYS,
+    MAP,
     OPEN,
     READY,
     ROUND,
@@ -36,6 +38,9 @@ from federation.protocol import (
     Heads,
     Keys,
     KeysOrder,
+    MapOrder,
+    MapReply,
+    Masked,
     MaskedReply,
     Opened,
     OpenOrder,
@@ -49,6 +54,7 @@ from federation.protocol import (
     StatsOrder,
     StatsReply,
     Weights,
+    plan_type,
 )
 from federation.release import Event, event_from_dict
 from federation.secagg import Advert
@@ -58,14 +64,14 @@ Answer = TypeVar("Answer")
 Plan = TypeVar("Plan", bound=Terms)
 
 
-def pack_ready_order(plan: TrainPlan, node_id: int, heads: Heads | None = None) -> Message:
+def pack_ready_order(plan: Masked, node_id: int, heads: Heads | None = None) -> Message:
     """Ask whether an agency is ready for `plan`."""
     return _small_order(READY, node_id, {"plan": plan.canonical, "heads": heads or {}})
 
 
-def read_ready_order(message: Message) -> tuple[TrainPlan, Heads]:
+def read_ready_order(message: Message) -> tuple[Masked, Heads]:
     """The plan of a ready order and the heads that the coordinator keeps; `Refused` when it does not decode."""
-    return _decoded(lambda small: (_read_plan(small.get("plan")), _read_heads(small["heads"])), message)
+    return _decoded(lambda small: (_read_masked(small.get("plan")), _read_heads(small["heads"])), message)
 
 
 def pack_keys_order(order: KeysOrder, node_id: int) -> Message:
@@ -77,7 +83,7 @@ def pack_keys_order(order: KeysOrder, node_id: int) -> Message:
 def read_keys_order(message: Message) -> KeysOrder:
     """The inverse of `pack_keys_order`; `Refused` when it does not decode."""
     return _decoded(
-        lambda small: KeysOrder(_read_plan(small["plan"]), int(small["draws"]), _read_heads(small["heads"])),
+        lambda small: KeysOrder(_read_masked(small["plan"]), int(small["draws"]), _read_heads(small["heads"])),
         message,
     )
 
@@ -91,7 +97,7 @@ def pack_deal_order(order: DealOrder, node_id: int) -> Message:
 def read_deal_order(message: Message) -> DealOrder:
     """The inverse of `pack_deal_order`; `Refused` when it does not decode."""
     return _decoded(
-        lambda small: DealOrder(_read_plan(small["plan"]), tuple(map(Advert.from_dict, small["adverts"]))),
+        lambda small: DealOrder(_read_masked(small["plan"]), tuple(map(Advert.from_dict, small["adverts"]))),
         message,
     )
 
@@ -188,6 +194,23 @@ def read_stats_order(message: Message) -> StatsOrder:
     )
 
 
+def pack_map_order(order: MapOrder, node_id: int) -> Message:
+    """Ask an agency for the counts of a map."""
+    small = {"plan": order.plan.canonical, "draw": order.draw, "transcript": order.transcript}
+    return _small_order(MAP, node_id, small | {"heads": order.heads})
+
+
+def read_map_order(message: Message) -> MapOrder:
+    """The inverse of `pack_map_order`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> MapOrder:
+        draw = None if small["draw"] is None else int(small["draw"])
+        plan = _read_terms(small["plan"], MapPlan)
+        return MapOrder(plan, draw, str(small["transcript"]), _read_heads(small["heads"]))
+
+    return _decoded(read, message)
+
+
 def pack_reply(reply: Reply, order: Message) -> Message:
     """The one way out of an agency. The size depends on the plan alone."""
     return Message(_content(reply), reply_to=order)
@@ -222,6 +245,9 @@ def _content(reply: Reply) -> RecordDict:
         case StatsReply():
             small |= {"releases": _released(reply.releases), "head": reply.head}
             arrays |= {"stats": {"sums": reply.sums}}
+        case MapReply():
+            small |= {"releases": _released(reply.releases), "head": reply.head}
+            arrays |= {"map": {"numbers": reply.numbers}}
         case MaskedReply():
             small |= {"releases": _released(reply.releases), "head": reply.head}
             arrays |= {"masked": {"vector": reply.vector}}
@@ -266,6 +292,11 @@ def _read_stats_reply(agency: str, small: dict[str, Any], content: RecordDict) -
     return StatsReply(agency, sums, _read_released(small["releases"]), _read_head(small["head"]))
 
 
+def _read_map_reply(agency: str, small: dict[str, Any], content: RecordDict) -> MapReply:
+    numbers = _read_arrays(content, "map")["numbers"]
+    return MapReply(agency, numbers, _read_released(small["releases"]), _read_head(small["head"]))
+
+
 def _read_masked_reply(agency: str, small: dict[str, Any], content: RecordDict) -> MaskedReply:
     vector = _read_arrays(content, "masked")["vector"]
     return MaskedReply(agency, vector, _read_released(small["releases"]), _read_head(small["head"]))
@@ -280,6 +311,7 @@ _READERS: Mapping[str, Callable[[str, dict[str, Any], RecordDict], Reply]] = {
     "Ready": lambda agency, small, _: Ready(agency, _read_head(small["head"]), _read_heads(small["keeps"])),
     "RoundReply": _read_round_reply,
     "StatsReply": _read_stats_reply,
+    "MapReply": _read_map_reply,
     "MaskedReply": _read_masked_reply,
     "Keys": lambda agency, small, _: Keys(agency, Advert.from_dict(small["advert"])),
     "Dealt": _read_dealt,
@@ -432,6 +464,17 @@ def _read_json(content: RecordDict) -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def _read_plan(text: object) -> TrainPlan:
     return _read_terms(text, TrainPlan)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_masked(text: object) -> Masked:
+    """A plan whose noise may be shared: of which kind, its keys say."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    is_map = isinstance(found, dict) and plan_type(found) is MapPlan
+    return _read_terms(text, MapPlan) if is_map else _read_plan(text)
 
 
 def _read_terms(text: object, cls: type[Plan]) -> Plan:

@@ -16,8 +16,9 @@ from clients.folder import NodeError, NodeFile, read_contract, read_node_file
 from clients.ledger import Ledger
 from clients.policy import Policy, read_policy
 from clients.rules import Plan, Situation, Verdict
-from federation.plan import Reason, Refused, TrainPlan
+from federation.plan import Reason, Refused
 from federation.release import Event
+from federation.stats import StatsPlan
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -55,7 +56,8 @@ def check(folder: Path, which: str, now: datetime | None = None) -> Checked:
     facts, policy = _files(folder)
     plan = _plan(folder, which)
     standing = Approvals(folder).standing()
-    at = Situation(now or datetime.now(UTC), read_contract(folder, facts.contract), standing, facts.panel)
+    contract = read_contract(folder, facts.contract)
+    at = Situation(now or datetime.now(UTC), contract, standing, facts.panel, facts.name)
     verdicts = rules.explain(policy, plan, at)
     if policy.budget is not None:
         with read_only(folder, facts, policy) as ledger:
@@ -112,7 +114,7 @@ def _own_facts(facts: NodeFile, at: Situation, plan: Plan) -> list[Verdict]:
 
 def _fits(ledger: Ledger, plan: Plan) -> Verdict:
     """Whether the ledger would take the whole plan; tried on a copy. People are taken to be dealt into parts as last."""
-    events: tuple[Event, ...] = plan.releases() if isinstance(plan, TrainPlan) else (plan.release(),)
+    events: tuple[Event, ...] = (plan.release(),) if isinstance(plan, StatsPlan) else plan.releases()
     charged = ledger.releases()
     split = charged[-1].split_id if charged else ""
     named = [replace(event, split_id=split) for event in events]

@@ -18,11 +18,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from federation.demand import MapRequest
 from federation.experiment import Experiment
 from federation.retest import RetestRequest
 from federation.scorecard import CARD, WEIGHTS
 from federation.server import checkpoint
 from federation.server.card import score_card
+from federation.server.demand import MAP, SERIES, MapJob, run_map
 from federation.server.result import RunFacts
 from federation.server.retest import RetestJob, run_retest
 from federation.server.rounds import RunError, Watcher, run_federation
@@ -46,7 +48,7 @@ class Job:
     add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
 
 
-AnyJob = Job | StatsJob | RetestJob
+AnyJob = Job | StatsJob | RetestJob | MapJob
 
 
 def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
@@ -60,6 +62,8 @@ def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
             run_stats_job(grid, job)
         elif isinstance(job, RetestJob):
             run_retest_job(grid, job)
+        elif isinstance(job, MapJob):
+            run_map_job(grid, job)
         else:
             run_job(grid, job)
 
@@ -83,6 +87,23 @@ def run_retest_job(grid: Grid, job: RetestJob) -> dict[str, Any]:
             write_json(found, job.folder / RETEST)
             write_retest(found, job.folder / found["files"]["report"])
             job.tracker.finish(found, job.folder)
+            return found
+        except BaseException as error:
+            job.tracker.fail(type(error).__name__)
+            raise
+
+
+def run_map_job(grid: Grid, job: MapJob) -> dict[str, Any]:
+    """Draw the map of `job` on `grid`; its folder then holds map.json, series.json, the page and the tables."""
+    from federation.panel.demand import write_map
+
+    with only_one(job.folder):
+        try:
+            found, series = run_map(grid, job)
+            write_json(series, job.folder / SERIES)
+            found["files"] |= write_map(found, job.folder)
+            write_json(found, job.folder / MAP)
+            job.tracker.finish_demand(found, job.folder)
             return found
         except BaseException as error:
             job.tracker.fail(type(error).__name__)
@@ -174,6 +195,8 @@ def job_from_config(context: Context) -> AnyJob:
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
     tracker = open_tracker(settings.tracking.uri, settings.name, folder)
+    if config.get("map"):
+        return MapJob(experiment, facts, folder, MapRequest.decode(str(config["map"])), tracker)
     if config.get("retest"):
         request = RetestRequest.decode(str(config["retest"]))
         model = Path(settings.output) / request.of / "model" / WEIGHTS

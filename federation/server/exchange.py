@@ -14,6 +14,9 @@ from federation.experiment import Experiment
 from federation.plan import NOT_NOW
 from federation.protocol import (
     Head,
+    MapPlan,
+    Masked,
+    Participant,
     Ready,
     Reason,
     Refusal,
@@ -42,7 +45,7 @@ class Federation:
     time. `ids`: Flower's number of each agency's node, whether it is in or not.
     """
 
-    plan: TrainPlan
+    plan: Masked
     nodes: dict[str, int] = field(default_factory=dict)
     status: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
@@ -97,7 +100,7 @@ NOT_A_REPLY = "the reply does not decode or is not this agency's"
 
 
 def meet(
-    grid: Grid, experiment: Experiment, plan: TrainPlan, heads: Mapping[str, Head] | None = None
+    grid: Grid, experiment: Experiment, plan: Masked, heads: Mapping[str, Head] | None = None
 ) -> Federation:
     """Find the agencies' nodes and ask each whether it is ready for `plan`; `RunError` below quorum.
 
@@ -123,19 +126,27 @@ def meet(
             said[reply.agency] = reply.head
     # An agency's own word of its ledger comes last, or the next order would not show it what others have seen.
     federation.saw({name: head for name, head in said.items() if name not in federation.heads})
-    contract = experiment.data_contract
     for participant in plan.participants:
-        name = participant.name
-        if not contract.holds_label(participant.kind):
-            federation.drop(name, "no label", "its kind of agency does not hold the label")
+        name, absent = participant.name, _not_asked(experiment.data_contract, plan, participant)
+        if absent is not None:
+            federation.drop(name, *absent)
         elif name in federation.nodes:
             federation.status[name] = {"status": "trained", "reason": None}
         else:
             federation.status.setdefault(name, {"status": "late", "reason": "did not answer"})
     federation.nodes = {name: federation.nodes[name] for name in sorted(federation.nodes)}
-    if len(federation.nodes) < quorum(experiment):
+    if len(federation.nodes) < quorum(experiment, plan=plan):
         raise RunError(too_few(experiment, federation, "the start"))
     return federation
+
+
+def _not_asked(contract: Contract, plan: Masked, participant: Participant) -> tuple[str, str] | None:
+    """Status and reason of an agency that the plan's orders are not for, by its kind; None where they are."""
+    if isinstance(plan, MapPlan):
+        holds = bool(plan.asked_of(contract, participant.name).queries)
+        return None if holds else ("not held", "its kind of agency holds nothing that is asked for")
+    holds = contract.holds_label(participant.kind)
+    return None if holds else ("no label", "its kind of agency does not hold the label")
 
 
 def ask(grid: Grid, experiment: Experiment, federation: Federation, order: RoundOrder) -> Round:
@@ -380,27 +391,33 @@ def too_few(experiment: Experiment, federation: Federation, when: str) -> str:
         if facts["status"] != "trained"
     ]
     absent += [f"{name} ({status_of(reason)})" for name, reason in sorted(federation.away.items())]
+    again = "the run can be resumed"
+    if isinstance(federation.plan, MapPlan):
+        again = "ask for the map again"
+    elif federation.plan.retest is not None:
+        again = "ask for the retest again"
     return (
-        f"fewer agencies took part at {when} than {_quorum(experiment)}"
-        f"{'; not in: ' + ', '.join(absent) if absent else ''}. Each agency's own log says why; "
-        f"{'the run can be resumed' if federation.plan.retest is None else 'ask for the retest again'}"
+        f"fewer agencies took part at {when} than {_quorum(experiment, federation.plan)}"
+        f"{'; not in: ' + ', '.join(absent) if absent else ''}. Each agency's own log says why; {again}"
     )
 
 
-def quorum(experiment: Experiment, caught: int = 0) -> int:
+def quorum(experiment: Experiment, caught: int = 0, plan: Masked | None = None) -> int:
     """How many agencies a round needs: `min_agencies`, the threshold behind masks, and what a robust strategy asks.
 
-    `caught`: how many of those that sent rubbish it has already seen.
+    `caught`: how many of those that sent rubbish it has already seen. A map (`plan`) has no strategy.
     """
     settings = experiment.settings
+    if isinstance(plan, MapPlan):
+        return max(settings.min_agencies, 0 if plan.circle is None else plan.circle.threshold)
     shared = experiment.privacy_plan().shared if settings.privacy.mechanism == "shared" else None
     threshold = 0 if shared is None else shared.threshold
     return max(settings.min_agencies, threshold, settings.strategy.least(caught))
 
 
-def _quorum(experiment: Experiment) -> str:
-    least, strategy = quorum(experiment), experiment.settings.strategy
-    if strategy.least() == least > experiment.settings.min_agencies:
+def _quorum(experiment: Experiment, plan: Masked) -> str:
+    least, strategy = quorum(experiment, plan=plan), experiment.settings.strategy
+    if isinstance(plan, TrainPlan) and strategy.least() == least > experiment.settings.min_agencies:
         return f"the {least} that strategy {strategy.name} against malicious={strategy.malicious} needs"
     if least > experiment.settings.min_agencies:
         return f"the {least} that shared noise with {experiment.settings.privacy.dropouts} dropouts needs"

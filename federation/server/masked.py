@@ -4,7 +4,7 @@ The coordinator never holds anything that says what one agency sent: see `federa
 leaves a void round, whose charges stay; the next one is a new draw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from federation.protocol import (
     Dealt,
     Keys,
     KeysOrder,
+    MapOrder,
     MaskedReply,
     Opened,
     OpenOrder,
@@ -70,27 +71,27 @@ class Session:
 def set_up(grid: Grid, experiment: Experiment, federation: Federation, draws: int) -> Session:
     """Keys for `draws` masked vectors, dealt among all agencies that answer; `SetUpError` where too few do."""
     plan = federation.plan
-    shared = plan.privacy.shared
-    assert shared is not None  # noqa: S101 - the caller's case
+    circle = plan.circle
+    assert circle is not None  # noqa: S101 - the caller's case
     without: set[str] = set()
     for _ in range(ATTEMPTS):
-        nodes = {n: i for n, i in federation.nodes.items() if n in shared.agencies and n not in without}
+        nodes = {n: i for n, i in federation.nodes.items() if n in circle.agencies and n not in without}
         order = KeysOrder(plan, draws, dict(federation.heads))
         asked = {name: wire.pack_keys_order(order, node) for name, node in nodes.items()}
         found = answers(grid, experiment, federation, asked, Round())
         adverts = tuple(
             r.advert for n, (_, r) in found.items() if isinstance(r, Keys) and r.advert.agency == n
         )
-        if len(adverts) < shared.threshold:
+        if len(adverts) < circle.threshold:
             break
-        roster = Roster(plan.run_id, plan.sha256, shared.threshold, adverts)
+        roster = Roster(plan.run_id, plan.sha256, circle.threshold, adverts)
         deal = DealOrder(plan, adverts)
         orders = {name: wire.pack_deal_order(deal, nodes[name]) for name in roster.names}
         dealt = answers(grid, experiment, federation, orders, Round())
         sealed = {n: r.sealed for n, (_, r) in dealt.items() if isinstance(r, Dealt) and _is_whole(r, roster)}
         if set(sealed) == set(roster.names):
             return Session(roster, sealed)
-        without = set(shared.agencies) - set(sealed)
+        without = set(circle.agencies) - set(sealed)
     raise SetUpError(too_few(experiment, federation, "the set-up of masks"))
 
 
@@ -112,39 +113,79 @@ def ask(
     """One draw: `order` to every member of the set-up that is in the run, and the sum of those who survive."""
     got = Round()
     order = replace(order, draw=session.next_draw, transcript=session.roster.transcript)
-    session.next_draw += 1
-    vectors, first = _collect(grid, experiment, federation, session, order, got)
-    got.replied = sorted(vectors)
-    if len(vectors) < session.roster.threshold:
-        got.void = f"{len(vectors)} agencies sent a masked vector, {session.roster.threshold} are needed"
-    else:
-        try:
-            total = _unmask(grid, experiment, federation, session, order, vectors, last)
-            _read_sum(experiment, order, total, got, first)
-        except UnmaskError as error:
-            got.void = str(error)
-    session.broken = got.void is not None or Reason.MASKS.value in got.refused.values()
+    asked = wire.pack_round_orders(order, _members(federation, session))
+    talk = _Talk(grid, experiment, federation, session)
+    found = talk.sum(order, asked, lambda reply: _fits(reply, order), got, last=last)
+    if found is not None:
+        _read_sum(experiment, order, *found, got)
     return got
 
 
-def _collect(
-    grid: Grid,
-    experiment: Experiment,
-    federation: Federation,
-    session: Session,
-    order: RoundOrder,
-    got: Round,
-) -> tuple[dict[str, np.ndarray], Message | None]:
-    nodes = {name: node for name, node in federation.nodes.items() if name in session.roster.names}
-    found = answers(grid, experiment, federation, wire.pack_round_orders(order, nodes), got)
-    vectors = {}
-    for name, (_, reply) in found.items():
-        if isinstance(reply, MaskedReply) and reply.agency == name and _fits(reply, order):
-            vectors[name] = reply.vector
-            federation.saw({name: reply.head})
+def ask_map(
+    grid: Grid, experiment: Experiment, federation: Federation, session: Session, order: MapOrder
+) -> tuple[Round, np.ndarray | None]:
+    """The sum of the counts of those who survive, int64, in grid steps; None where the draw is void."""
+    got = Round()
+    order = replace(order, draw=session.next_draw, transcript=session.roster.transcript)
+    asked = {name: wire.pack_map_order(order, node) for name, node in _members(federation, session).items()}
+    talk = _Talk(grid, experiment, federation, session)
+    found = talk.sum(order, asked, lambda reply: _is_of_map(reply, order), got, last=True)
+    return got, None if found is None else found[0]
+
+
+def _members(federation: Federation, session: Session) -> dict[str, int]:
+    return {name: node for name, node in federation.nodes.items() if name in session.roster.names}
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """Who is asked for a masked sum, and how."""
+
+    grid: Grid
+    experiment: Experiment
+    federation: Federation
+    session: Session
+
+    def sum(
+        self,
+        order: RoundOrder | MapOrder,
+        asked: Mapping[str, Message],
+        fits: Callable[[MaskedReply], bool],
+        got: Round,
+        *,
+        last: bool,
+    ) -> tuple[np.ndarray, Message | None] | None:
+        """The sum of the vectors of one draw, and some agency's message; None where it is void, and `got` says why."""
+        session = self.session
+        session.next_draw += 1
+        vectors, first, total = {}, None, None
+        found = answers(self.grid, self.experiment, self.federation, asked, got)
+        for name, (message, reply) in found.items():
+            first = first or message
+            if isinstance(reply, MaskedReply) and reply.agency == name and fits(reply):
+                vectors[name] = reply.vector
+                self.federation.saw({name: reply.head})
+            else:
+                got.rejected[name] = NOT_A_REPLY
+        got.replied = sorted(vectors)
+        if len(vectors) < session.roster.threshold:
+            got.void = f"{len(vectors)} agencies sent a masked vector, {session.roster.threshold} are needed"
         else:
-            got.rejected[name] = NOT_A_REPLY
-    return vectors, next((message for message, _ in found.values()), None)
+            try:
+                total = _unmask(
+                    self.grid, self.experiment, self.federation, session, order, vectors, last
+                )
+            except UnmaskError as error:
+                got.void = str(error)
+        session.broken = got.void is not None or Reason.MASKS.value in got.refused.values()
+        return None if total is None else (total, first)
+
+
+def _is_of_map(reply: MaskedReply, order: MapOrder) -> bool:
+    circle = order.plan.circle
+    assert circle is not None  # noqa: S101 - only asked behind masks
+    of_type = reply.vector.dtype == np.dtype(f"uint{circle.bits}")
+    return bool(of_type and reply.vector.shape == (circle.numbers,) and reply.releases == order.releases)
 
 
 def _fits(reply: MaskedReply, order: RoundOrder) -> bool:
@@ -167,7 +208,7 @@ def _unmask(
     experiment: Experiment,
     federation: Federation,
     session: Session,
-    order: RoundOrder,
+    order: RoundOrder | MapOrder,
     vectors: Mapping[str, np.ndarray],
     last: bool,
 ) -> np.ndarray:
@@ -197,7 +238,7 @@ def _unmask(
 
 
 def _read_sum(
-    experiment: Experiment, order: RoundOrder, total: np.ndarray, got: Round, message: Message | None
+    experiment: Experiment, order: RoundOrder, total: np.ndarray, message: Message | None, got: Round
 ) -> None:
     """The tables, then the gradient, of all survivors together."""
     plan = order.plan

@@ -1,0 +1,300 @@
+"""`fedrisk map`: a demand map over simulated agencies, or over those of a SuperLink."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.agencies import DataError
+from experiments.config import MapSettings, Study, compose, read
+from experiments.run import log_to_file, new_run_id, where_tracked, with_whole_paths
+from experiments.stats import number
+from federation.demand import MapPlan, MapRequest, NotAsked
+from federation.experiment import Experiment, SettingsError, checked
+from federation.plan import Refused
+from federation.privacy import epsilon_at_several, noise_for
+from federation.server.app import run_map_job
+from federation.server.demand import MAP, MapJob, promises
+from federation.server.result import RunFacts
+from federation.server.tracking import open_tracker
+from models.workload import Query, Workload
+from models.workload import read as read_workload
+
+BITS = 64
+
+
+def map_from(
+    overrides: Sequence[str], *, plan_only: bool = False, as_json: bool = False
+) -> dict[str, Any] | None:
+    """Compose, say what will be known and what it costs, ask every simulated agency, write map.json and the page, show
+    them; None where only the plan was asked for. `SettingsError`, `DataError`, `RunError`.
+    """
+    study = read(compose(overrides))
+    folder = Path(study.experiment.settings.output) / new_run_id(f"{study.experiment.settings.name[:40]}-map")
+    request = request_of(study, folder.name, simulation=True)
+    console = Console(highlight=False, stderr=as_json)
+    show_plan(console, study.experiment, request)
+    if plan_only:
+        return None
+    job, nodes = _prepare(study, folder, request)
+    found = _run(job, nodes)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        show(console, found, folder)
+        for line in where_tracked(study.experiment.settings.tracking.uri, job.tracker.page):
+            console.print(line, soft_wrap=True)
+    return found
+
+
+def submit_map(superlink: str, overrides: Sequence[str], *, plan_only: bool = False) -> None:
+    """Compose, check, say what it will cost, and hand over a map; nothing of a table is read here."""
+    from experiments import engines
+
+    study = read(compose([*overrides, "engine=superlink"]), tables=False)
+    experiment = study.experiment.but(
+        settings=with_whole_paths(study.experiment.settings, engines.home_of(superlink))
+    )
+    run_id = new_run_id(f"{experiment.settings.name[:40]}-map")
+    request = request_of(study, run_id, simulation=False)
+    show_plan(Console(highlight=False), experiment, request)
+    if plan_only:
+        return
+    handed = engines.submit(superlink, experiment, run_id, map=request.encode())
+    place = f"{experiment.settings.output}/{run_id}"
+    print(f"run     {run_id}, which Flower calls {handed}")
+    print(f"plan    {request.plan.sha256}, by which agencies approve it")
+    print(f"result  {place}/{MAP} and map.html, on the machine of the SuperLink")
+    flwr, name = engines.flwr_of(superlink)
+    print(f"watch   {flwr} log {handed} {name} --stream")
+
+
+# --- the plan -----------------------------------------------------------------------------------------
+
+
+def request_of(study: Study, run_id: str, *, simulation: bool) -> MapRequest:
+    """What the coordinator is asked for; `SettingsError` where it cannot be asked."""
+    experiment, whole = study.experiment, study.workload()
+    assert study.map is not None  # noqa: S101 - it has a workload
+    wanted = study.map
+    values, not_asked = _answerable(experiment, wanted, whole)
+    plan = map_plan(experiment, wanted, values, run_id, simulation=simulation)
+    return MapRequest(plan=plan, not_asked=not_asked)
+
+
+def map_plan(
+    experiment: Experiment, wanted: MapSettings, workload: Mapping[str, Any], run_id: str, *, simulation: bool
+) -> MapPlan:
+    """What the agencies are asked, with the noise whose one release costs `wanted.epsilon`; a seed in simulations only."""
+    settings = experiment.settings
+    privacy, shared = settings.privacy, settings.privacy.mechanism == "shared"
+    noise = 0.0
+    if privacy.mechanism != "none":
+        try:
+            noise = noise_for(wanted.epsilon, privacy.delta, 1.0, 1, shared=shared)
+        except ValueError as error:
+            raise SettingsError(f"map.epsilon: {error}") from None
+    values = {
+        "run_id": run_id,
+        "experiment": settings.name,
+        "purpose": settings.purpose,
+        "contract_sha256": experiment.data_contract.sha256,
+        "tune_fraction": settings.split.tune,
+        "test_fraction": settings.split.test,
+        "participants": experiment.participants,
+        "seed": settings.seed if simulation else None,
+        "workload": json.dumps(workload),
+        "mechanism": privacy.mechanism,
+        "noise_multiplier": noise,
+        "delta": privacy.delta,
+        "without": {} if shared else wanted.without,
+    }
+    if shared:
+        values["circle"] = _circle(experiment, workload)
+    plan = checked(MapPlan, values)
+    try:
+        for participant in experiment.participants:
+            plan.design_of(experiment.data_contract, participant.name)
+    except Refused as refused:
+        raise SettingsError(f"map.{refused.sentence}") from None
+    return plan
+
+
+def _circle(experiment: Experiment, workload: Mapping[str, Any]) -> dict[str, Any]:
+    from models.design import design
+
+    contract, privacy = experiment.data_contract, experiment.settings.privacy
+    made = design(read_workload(workload, contract), contract.unit.rows)
+    return {
+        "agencies": tuple(sorted(p.name for p in experiment.participants)),
+        "colluders": privacy.colluders,
+        "dropouts": privacy.dropouts,
+        "bits": BITS,
+        "numbers": made.numbers,
+        "sensitivity": made.sensitivity,
+    }
+
+
+def _answerable(
+    experiment: Experiment, wanted: MapSettings, whole: Workload
+) -> tuple[dict[str, Any], tuple[NotAsked, ...]]:
+    """The workload with the queries that some agency can answer (behind masks: every one), and why not the others."""
+    contract = experiment.data_contract
+    shared = experiment.settings.privacy.mechanism == "shared"
+    holders: dict[Query, list[str]] = {query: [] for query in whole.queries}
+    for participant in experiment.participants:
+        columns = wanted.without.get(participant.name, ())
+        for query in whole.held_by(contract, participant.kind, columns).queries:
+            holders[query].append(participant.name)
+    everybody = len(experiment.participants)
+    asked, not_asked = [], []
+    for query, raw in zip(whole.queries, wanted.workload["queries"], strict=True):
+        names = holders[query]
+        if names and not (shared and len(names) < everybody):
+            asked.append(raw)
+            continue
+        why = "no agency holds all of its columns, or may be asked for them"
+        if names:
+            why = f"only {', '.join(names)} can answer it, and behind masks there is a sum of all alone: use privacy=local"
+        not_asked.append(NotAsked(query=query.name, why=why))
+    if not asked:
+        raise SettingsError("\n".join(f"map.workload: {each.query}: {each.why}" for each in not_asked))
+    return {**wanted.workload, "queries": asked}, tuple(not_asked)
+
+
+# --- a simulation -------------------------------------------------------------------------------------
+
+
+def _prepare(study: Study, folder: Path, request: MapRequest) -> tuple[MapJob, list[Path]]:
+    """Everything that can go wrong before an agency is asked; what cannot start leaves no folder."""
+    from experiments import engines
+
+    experiment, plan = study.experiment, request.plan
+    settings = experiment.settings
+    folder.mkdir(parents=True)
+    try:
+        nodes = engines.make_node_folders(
+            study.agencies,
+            experiment.contract,
+            folder / "nodes",
+            seed=settings.seed,
+            min_people=study.data.min_people,
+            map_columns=plan.asked(experiment.data_contract).columns,
+        )
+        _check(nodes, experiment, plan)
+        tracker = open_tracker(settings.tracking.uri, settings.name, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    facts = RunFacts(folder.name, settings.engine.name, simulation=True)
+    return MapJob(experiment, facts, folder, request, tracker), nodes
+
+
+def _check(nodes: Sequence[Path], experiment: Experiment, plan: MapPlan) -> None:
+    """Simulation only, where the person here is the agencies' person too: say whose table cannot be counted.
+
+    They are left out; `DataError` where that is everybody.
+    """
+    from clients.node import DataError as NodeDataError
+    from clients.node import open_node
+
+    asked = [node for node in nodes if plan.asked_of(experiment.data_contract, node.name).queries]
+    problems: dict[str, list[str]] = {}
+    for folder in asked:
+        try:
+            open_node(folder).check_people(plan)
+        except NodeDataError as error:
+            heading, *each = str(error).splitlines()
+            problems[folder.name] = [line.removeprefix("- ") for line in each] or [heading]
+    if len(problems) == len(asked):
+        alike = list(dict.fromkeys(line for lines in problems.values() for line in lines))
+        raise DataError(*(f"no agency's table can be counted: {line}" for line in alike))
+    for name, lines in problems.items():
+        print(f"fedrisk: {name} is left out: {'; '.join(lines)}", file=sys.stderr)
+
+
+def _run(job: MapJob, nodes: Sequence[Path]) -> dict[str, Any]:
+    from clients.app import make_app, node_from_config
+    from experiments.engines import LocalGrid
+
+    log_to_file(job.folder)
+    grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
+    return run_map_job(grid, job)
+
+
+# --- the screen ---------------------------------------------------------------------------------------
+
+
+def show_plan(console: Console, experiment: Experiment, request: MapRequest) -> None:
+    """What each answer will be known to, and what it costs, before anything is spent."""
+    plan = request.plan
+    table = Table(title=f"What {plan.experiment} would be told, before anything is spent")
+    for name in ("answer", "of", "cells", "± people at one agency", "± all together", "told from"):
+        table.add_column(name, justify="left" if name in ("answer", "of") else "right", overflow="fold")
+    for promise in promises(experiment, plan):
+        query = promise.query
+        one = "–" if promise.one is None else f"{1.96 * promise.one:,.0f}"
+        of = f"{len(promise.agencies)} agencies" if len(promise.agencies) != 1 else promise.agencies[0]
+        told = f"{promise.least:,.0f} people"
+        table.add_row(
+            escape(query.name), of, f"{promise.cells:,}", one, f"{1.96 * promise.together:,.0f}", told
+        )
+    console.print(table)
+    for each in request.not_asked:
+        console.print(f"  [yellow]not asked[/]: {escape(each.query)}: {escape(each.why)}", soft_wrap=True)
+    console.print(_price(experiment, plan), soft_wrap=True)
+
+
+def _price(experiment: Experiment, plan: MapPlan) -> str:
+    if plan.mechanism == "none":
+        return "privacy none: the counts are exact, and nobody's record is protected; simulations alone do that"
+    events = [list(plan.releases())] * len(plan.participants)
+    several = [
+        f"{epsilon_at_several(events, plan.delta, m):.2f} if known to {m}"
+        for m in (2, 3)
+        if m <= len(plan.participants)
+    ]
+    one = epsilon_at_several(events, plan.delta, 1)
+    more = f", {', '.join(several)}" if several else ""
+    whose = "noise shared behind masks" if plan.circle is not None else "each agency's own noise"
+    return (
+        f"price   ε = {one:.2f} for one {experiment.data_contract.unit.kind} at one agency{more} (δ = {plan.delta:g}; "
+        f"{whose}), for all answers together"
+    )
+
+
+def show(console: Console, found: Mapping[str, Any], folder: Path) -> None:
+    """Who was counted, how much could be told, what it cost, and where the page is."""
+    counted = [name for name, facts in found["agencies"].items() if facts["status"] == "counted"]
+    people = found["people"]
+    about = (
+        f"about {number(people['value'])} ({number(people['low'])} to {number(people['high'])}) known people"
+        if people["publishable"]
+        else "people"
+    )
+    console.print(
+        f"\n[bold]{found['experiment']}[/]: {about} at {len(counted)} of {len(found['agencies'])} agencies",
+        soft_wrap=True,
+    )
+    for name, facts in found["agencies"].items():
+        if facts["status"] != "counted":
+            console.print(f"  [yellow]{name} is not in it[/]: {facts['reason']}")
+    cells = [cell for query in found["queries"] for cell in (query["together"] or {"cells": []})["cells"]]
+    told = sum(cell["publishable"] for cell in cells)
+    console.print(f"told    {told:,} of {len(cells):,} numbers; the page says what the others would take")
+    privacy = found["privacy"]
+    if privacy["epsilon"] is not None:
+        console.print(
+            f"spent   ε = {privacy['epsilon']:.2f} at each agency that was counted ({privacy['ledger']})",
+            soft_wrap=True,
+        )
+    console.print(f"result  {folder}/{MAP}\npage    {folder}/{found['files']['report']}", soft_wrap=True)
+
+
