@@ -26,7 +26,8 @@ from federation.release import Event
 from federation.stats import StatsPlan
 
 RULE = re.compile(r"^([a-z0-9_.-]{1,100}): ")  # how a sentence of the policy begins
-_NAMES: dict[str, lines.What] = {
+_WHAT: dict[str, lines.What] = {
+    "train": "training",
     "users": "users table",
     "stats": "statistic",
     "map": "map",
@@ -95,6 +96,4 @@ def _more(order: Order) -> dict[str, Any]:
 
 
 def _what(event: Event) -> lines.What:
-    if event.kind == "train":
-        return "training"
-    return _NAMES[event.kind] if event.kind in _NAMES else _TABLES[event.part]
+    return _TABLES[event.part] if event.kind == "evaluate" else _WHAT[event.kind]
