@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from experiments.agencies import Agency, read_agencies
 from experiments.datasets import prepare
@@ -20,6 +20,9 @@ from federation.protocol import Agreed, Participant, sentences
 from federation.server.archive.address import TrackerError, check_no_secret
 from federation.server.gates import Gates
 from models.contract import Contract, ContractError
+from models.marginals import WorkloadError
+from models.workload import Workload
+from models.workload import read as read_workload
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 UNSTATED = "unstated"
@@ -36,6 +39,62 @@ class Data(Agreed):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class MapSettings(Agreed):
+    """What `fedrisk map` asks for: one of conf/map. workload: None where no map is wanted.
+
+    epsilon: what it may cost one person at one agency. without: agency -> columns that it does not permit.
+    workload: as `models.workload.read` takes it, or the path of a YAML file that holds it.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    without: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    workload: Any = None
+
+    @field_validator("workload")
+    @classmethod
+    def _mapping_or_path(cls, value: object) -> object:
+        if value is None or isinstance(value, str | dict):
+            return value
+        raise ValueError(f"must be a mapping, or the path of a YAML file that holds one, got {value!r}")
+
+    def loaded(self) -> "MapSettings":
+        """With the workload itself in place of the path of its file."""
+        if not isinstance(self.workload, str):
+            return self
+        return self.but(workload=_read_yaml(Path(self.workload), "workload"))
+
+    def read(self, contract: Contract, agencies: Sequence[str]) -> Workload:
+        """The workload, checked against the contract; `without` against it and the agencies' names.
+
+        `SettingsError` has every problem as a sentence.
+        """
+        if self.workload is None:
+            choices = sorted(path.stem for path in (CONF / "map").glob("*.yaml") if path.stem != "none")
+            raise SettingsError(
+                f"map is none, so nothing is asked: choose map={', '.join(choices[:-1])} or {choices[-1]}"
+            )
+        problems = [
+            f"map.without names {name!r}, which is no agency here: known are {', '.join(agencies)}"
+            for name in self.without
+            if name not in agencies
+        ]
+        try:
+            workload = read_workload(self.workload, contract)
+        except WorkloadError as error:
+            problems += [f"map.workload: {line}" for line in str(error).splitlines()]
+            raise SettingsError("\n".join(problems)) from None
+        problems += [
+            f"map.without.{name} names {column!r}, which the workload does not ask about: it reads "
+            f"{', '.join(workload.columns)}"
+            for name, columns in self.without.items()
+            for column in columns
+            if column not in workload.columns
+        ]
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return workload
+
+
 class Compare(Agreed):
     """What `fedrisk compare` repeats."""
 
@@ -47,12 +106,22 @@ class Compare(Agreed):
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment together with where its simulated agencies' tables are."""
+    """An experiment together with where its simulated agencies' tables are.
+
+    map: what `fedrisk map` asks, its workload a mapping; None where nothing is. Only that command reads it against the contract, so that a
+    run with another contract needs no other map.
+    """
 
     experiment: Experiment
     data: Data
     agencies: tuple[Agency, ...]
     compare: Compare
+    map: MapSettings | None = None
+
+    def workload(self) -> Workload:
+        """The queries of `map`; `SettingsError` where there are none, or not of this contract and these agencies."""
+        asked = self.map or MapSettings()
+        return asked.read(self.experiment.data_contract, [agency.name for agency in self.agencies])
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -85,7 +154,7 @@ def read(config: DictConfig, *, tables: bool = True) -> Study:
         SettingsError: a setting is unknown, of the wrong type, or impossible; all are named at once.
         DataError: the data is not where it should be, or not what it should be.
     """
-    settings, data, compare, contract = check_settings(config)
+    settings, data, compare, contract, asked = check_settings(config)
     if data.source == "own":
         path, _ = read_agencies(Path(data.agencies or ""), tables=tables)
         contract = _contract(_read_yaml(path), path.name).to_dict()
@@ -98,11 +167,11 @@ def read(config: DictConfig, *, tables: bool = True) -> Study:
     whole["registration"] = _registration(config.get("registration"))
     experiment = checked(Experiment, whole)
     experiment.plan("check", simulation=False)  # or agencies and settings do not make a plan together
-    return Study(experiment, data, agencies, compare)
+    return Study(experiment, data, agencies, compare, None if asked.workload is None else asked.loaded())
 
 
-def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[str, Any]]:
-    """What can be known without any data: settings, and the contract where `conf/` has it (else {}).
+def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[str, Any], MapSettings]:
+    """What can be known without any data: settings, the contract where `conf/` has it (else {}), what a map asks.
 
     `SettingsError` has every problem. Where nobody states a purpose it is `UNSTATED`.
     """
@@ -112,6 +181,7 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
     _part(Gates, values.pop("gates", None) or {}, "gates", problems)  # for `experiments.drafting`
     data = _part(Data, values.pop("data", None), "data", problems)
     compare = _part(Compare, values.pop("compare", None), "compare", problems)
+    asked = _part(MapSettings, values.pop("map", None) or {}, "map", problems)
     contract = values.pop("contract", None) or {}
     if data is not None and data.source == "own":
         contract = {}  # agencies.yaml names the file
@@ -125,10 +195,11 @@ def check_settings(config: DictConfig) -> tuple[Settings, Data, Compare, dict[st
             check_no_secret(settings.tracking.uri)
         except TrackerError as error:
             problems.append(str(error))
-    if problems or data is None or compare is None or settings is None:
+    if problems or data is None or compare is None or settings is None or asked is None:
         raise SettingsError("\n".join(problems))
     settings.noise()  # or there is no noise that keeps the target
-    return settings, data, compare, _contract(contract, "contract").to_dict() if contract else {}
+    checked_contract = _contract(contract, "contract").to_dict() if contract else {}
+    return settings, data, compare, checked_contract, asked
 
 
 def _registration(path: object) -> Signed | None:
@@ -195,15 +266,15 @@ def _contract(values: Mapping[str, Any], where: str) -> Contract:
         raise SettingsError("\n".join(f"{where}: {problem}" for problem in error.problems)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, what: str = "contract") -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError:
-        raise SettingsError(f"the contract {path} cannot be read") from None
+        raise SettingsError(f"the {what} {path} cannot be read") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"the contract {path} is not YAML: {error}") from None
+        raise SettingsError(f"the {what} {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"the contract {path} must be a mapping")
+        raise SettingsError(f"the {what} {path} must be a mapping")
     return values
 
 

@@ -10,7 +10,7 @@ from command import fedrisk
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from experiments.config import CONF, Compare, Data, check_settings, compose, read
+from experiments.config import CONF, Compare, Data, Study, check_settings, compose, read
 from experiments.datasets import SOURCES, default_root
 from federation.experiment import Settings, SettingsError
 from models.risk import ARCHITECTURES, build
@@ -26,6 +26,7 @@ OWN = ["data.agencies=agencies.yaml"]
 def with_what_it_needs(group: str, choice: str) -> list[str]:
     """Overrides that choose `choice`, and what cannot be left open then."""
     needs = {("data", "own"): OWN, ("experiment", "own"): OWN, ("privacy", "shared"): ["strategy=dp_fedsgd"]}
+    needs[("map", "own")] = ["map.workload=workload.yaml"]
     if (group, choice) == ("contract", "from_agencies"):
         return ["experiment=own", *OWN]
     return [f"{group}={choice}", *needs.get((group, choice), [])]
@@ -42,6 +43,7 @@ def test_the_groups_are_the_ones_that_are_documented() -> None:
         "experiment",
         "fairness",
         "gates",
+        "map",
         "model",
         "privacy",
         "strategy",
@@ -52,7 +54,7 @@ def test_the_groups_are_the_ones_that_are_documented() -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda text: text)
 def test_every_choice_is_valid_and_an_unknown_key_in_it_is_not(group: str, choice: str) -> None:
     config = compose(with_what_it_needs(group, choice))
-    settings, data, _, contract = check_settings(config)
+    settings, data, _, contract, _ = check_settings(config)
     chosen = {"privacy": settings.privacy.mechanism, "data": data.source}
     chosen |= {part: getattr(settings, part).name for part in ("model", "strategy", "engine")}
     assert chosen.get(group, choice) == choice
@@ -113,6 +115,42 @@ def test_every_experiment_is_a_study_of_its_agencies(
     assert len(plan.participants) == len(study.agencies) > 1
     assert plan.contract_sha256 == study.experiment.data_contract.sha256
     assert all(agency.table.is_file() for agency in study.agencies)
+    assert study.workload().queries  # conf/map, against the experiment's contract
+
+
+def asked(*overrides: str) -> Study:
+    return read(compose(["data.options.people=0.1", *overrides]))
+
+
+def test_a_map_is_what_its_file_says_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = (CONF / "map" / "synthetic.yaml").read_text()
+    Path("mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(shown)["workload"]))
+    assert asked("map=own", "map.workload=mine.yaml").workload() == asked().workload()
+    assert asked("map=none").map is None
+    with pytest.raises(SettingsError, match=r"^map is none, so nothing is asked: choose map=adult, "):
+        asked("map=none").workload()
+
+
+WRONG = {
+    "map.epsilon=0": "map.epsilon should be greater than 0, got 0",
+    "map=own map.workload=5": "map.workload must be a mapping, or the path of a YAML file that holds one, got 5",
+    "map=own": "map.workload is missing: write map.workload=...",
+    "map=own map.workload=no.yaml": "the workload no.yaml cannot be read",
+    "+map.without.court=[age]": "map.without names 'court', which is no agency here: known are children, ",
+    "+map.without.police=[moves]": "map.without.police names 'moves', which the workload does not ask about: it ",
+    "map=heart": "map.workload: queries[0].crosstab names 'age_band', which is no attribute here: known ",
+}
+
+
+@pytest.mark.parametrize("typed", list(WRONG))
+def test_a_map_that_cannot_be_is_a_sentence(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError) as error:
+        asked(*typed.split()).workload()
+    assert str(error.value).startswith(WRONG[typed])
 
 
 def dotted(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -141,7 +179,7 @@ def test_every_setting_is_shown_so_that_a_person_can_find_it(
     missing = [name for name in names if name not in keys_of(shown)]
     assert missing == []
     assert set(shown) == {name.partition(".")[0] for name in names} | {
-        *("data", "contract", "gates", "registration"),
+        *("data", "contract", "gates", "map", "registration"),
     }
 
 
