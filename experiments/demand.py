@@ -24,7 +24,7 @@ from federation.server.app import run_map_job
 from federation.server.demand import MAP, MapJob, promises
 from federation.server.result import RunFacts
 from federation.server.tracking import open_tracker
-from models.workload import Query, Workload
+from models.workload import Workload
 from models.workload import read as read_workload
 
 BITS = 64
@@ -148,15 +148,15 @@ def _answerable(
     """The workload with the queries that some agency can answer (behind masks: every one), and why not the others."""
     contract = experiment.data_contract
     shared = experiment.settings.privacy.mechanism == "shared"
-    holders: dict[Query, list[str]] = {query: [] for query in whole.queries}
+    holders: dict[str, list[str]] = {query.name: [] for query in whole.queries}
     for participant in experiment.participants:
         columns = wanted.without.get(participant.name, ())
         for query in whole.held_by(contract, participant.kind, columns).queries:
-            holders[query].append(participant.name)
+            holders[query.name].append(participant.name)
     everybody = len(experiment.participants)
     asked, not_asked = [], []
     for query, raw in zip(whole.queries, wanted.workload["queries"], strict=True):
-        names = holders[query]
+        names = holders[query.name]
         if names and not (shared and len(names) < everybody):
             asked.append(raw)
             continue

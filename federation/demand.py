@@ -147,7 +147,9 @@ def _asked(text: str, contract: Contract) -> Workload:
     try:
         return _read(text, json.dumps(contract.to_dict()))
     except (WorkloadError, ValueError, TypeError, AttributeError) as error:
-        said = str(error) if isinstance(error, WorkloadError) else "it is not a workload in JSON"
+        said = "it is not a workload in JSON"
+        if isinstance(error, WorkloadError):
+            said = "; ".join(str(error).splitlines())
         raise Refused(Reason.MALFORMED, f"workload: {said}") from None
 
 

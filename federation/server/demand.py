@@ -254,7 +254,7 @@ class Picture:
             assert isinstance(event, SharedRelease)  # noqa: S101 - as the total says
             variance = float(len(released.summed) * event.share_variance)
             self._all, self._names = [design.read(released.total, variance)], released.summed
-        self._promises = {each.query: each for each in promises(experiment, plan, self._names)}
+        self._promises = {each.query.name: each for each in promises(experiment, plan, self._names)}
 
     def people(self, name: str) -> Estimate:
         """How many people agency `name` counted; nothing where only a sum is known."""
@@ -320,7 +320,7 @@ class Picture:
         }
 
     def _query(self, query: Query) -> dict[str, Any]:
-        promise = self._promises.get(query)
+        promise = self._promises.get(query.name)
         told: dict[str, Any] = {"planned_sd": None, "least": None, "epsilon_for_minimum": None, "at_one": None}
         if promise is not None:
             told |= {
