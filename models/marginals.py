@@ -20,7 +20,7 @@ release is a vector of integers of known L2 sensitivity, fit for discrete noise 
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar, final
@@ -66,6 +66,11 @@ class Strategy:
         return sum(scale.size for scale in self.scales.values())
 
     @cached_property
+    def widest(self) -> tuple[Attributes, ...]:
+        """The tables that are part of no other: the others are their margins."""
+        return tuple(of for of in self.tables if not any(set(of) < set(other) for other in self.tables))
+
+    @cached_property
     def sensitivity(self) -> float:
         """By how much one person moves what leaves, L2, in steps: at most, whichever values the person has.
 
@@ -88,8 +93,8 @@ class Strategy:
         parts = []
         for part, scale in self.scales.items():
             table = count(codes, part, self.sizes, people)
-            for axis, name in enumerate(part):
-                table = _along(contrasts(self.sizes[name]), table, axis)
+            for axis in range(len(part)):
+                table = _contrasted(table, axis)
             parts.append((table * scale).ravel())
         return np.concatenate(parts)
 
@@ -118,33 +123,42 @@ class Tables:
     values: Mapping[Attributes, FloatArray]
     variances: Mapping[Attributes, FloatArray]
 
+    def __add__(self, other: "Tables") -> "Tables":
+        """The tables of both sets of people, by one strategy."""
+        return Tables(
+            self.strategy,
+            {part: values + other.values[part] for part, values in self.values.items()},
+            {part: variances + other.variances[part] for part, variances in self.variances.items()},
+        )
+
     def table(self, of: Attributes) -> FloatArray:
         """Counts over the attributes `of`, one axis each; the noise may make them negative."""
-        return self._sum(of, self.values, 1)
+        return self.sums(of, self._each(of))
 
     def variance(self, of: Attributes) -> FloatArray:
         """The noise's variance in each cell of `table`, people squared."""
-        return self._sum(of, self.variances, 2)
+        return self.covariances(of, self._each(of), self._each(of))
 
-    def covariance(self, of: Attributes, one: FloatArray, other: FloatArray) -> float:
-        """Between sum(one x table) and sum(other x table), both of the shape of the table over `of`."""
-        return math.fsum(
-            float(
-                (self._project(of, part, one) * self._project(of, part, other) * self.variances[part]).sum()
-            )
-            for part in subsets(of)
-            if part in self.variances
-        )
+    def sums(self, of: Attributes, rows: Sequence[FloatArray]) -> FloatArray:
+        """Sums of cells of the table over `of`: weighted by each row of `rows[i]`, (r_i, levels), along axis i; shape (r_i)."""
+        return self._sum(of, self.values, [(row, row) for row in rows], lambda one, _: one)
+
+    def covariances(
+        self, of: Attributes, one: Sequence[FloatArray], other: Sequence[FloatArray]
+    ) -> FloatArray:
+        """The noise's covariance between each of `sums(of, one)` and the one at its place in `sums(of, other)`."""
+        return self._sum(of, self.variances, list(zip(one, other, strict=True)), np.multiply)
 
     def fitted(self, tolerance: float = 0.01) -> "Tables":
         """The nearest tables without a negative cell, by least squares in units of each number's noise.
 
         They still agree in every margin: what changes is each residual, not a cell. Solved in the dual (one multiplier
         for each cell, at least 0) by accelerated projected gradients (Beck and Teboulle, SIAM Journal on Imaging
-        Sciences 2009) until no cell is below -`tolerance` people; then so many people are added to all cells alike.
+        Sciences 2009) until no cell is below -`tolerance` people, nor above it where a multiplier holds it; then so
+        many people are added to all cells alike.
         Post-processing, so it costs no privacy; intervals stay those of the tables as they came.
         """
-        asked = self.strategy.tables
+        asked = self.strategy.widest
         cells = [self.table(of) for of in asked]
         if not self.variances[()].any() or all((table >= 0).all() for table in cells):
             return self  # exact, or nothing to do
@@ -154,9 +168,15 @@ class Tables:
         for _ in range(ROUNDS):
             found = self._moved(ahead)
             slack = [found.table(of) for of in asked]
-            if min(float(table.min()) for table in slack) >= -tolerance:
-                break
             newer = [np.maximum(m - step * table, 0.0) for m, table in zip(ahead, slack, strict=True)]
+            if (
+                max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
+                <= step * tolerance
+            ):
+                break
+            along = zip(ahead, newer, multipliers, strict=True)
+            if sum(float(((point - new) * (new - old)).sum()) for point, new, old in along) > 0:
+                momentum = 1.0  # it went too far: start afresh (O'Donoghue and Candes, 2015)
             faster = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             push = (momentum - 1) / faster
             ahead = [new + push * (new - old) for new, old in zip(newer, multipliers, strict=True)]
@@ -168,36 +188,44 @@ class Tables:
     def _moved(self, multipliers: Sequence[FloatArray]) -> "Tables":
         """The residuals that `multipliers` on cells push away from where they came."""
         values = dict(self.values)
-        for of, multiplier in zip(self.strategy.tables, multipliers, strict=True):
+        for of, multiplier in zip(self.strategy.widest, multipliers, strict=True):
             for part in subsets(of):
                 if part in values:
                     values[part] = values[part] + self.variances[part] * self._project(of, part, multiplier)
         return Tables(self.strategy, values, self.variances)
 
     def _curvature(self) -> float:
-        """The largest eigenvalue of multipliers -> cells, by power iteration, a tenth above."""
-        nothing = Tables(self.strategy, {p: np.zeros_like(v) for p, v in self.values.items()}, self.variances)
-        vector = [np.ones_like(self.table(of)) for of in self.strategy.tables]
-        largest = 1.0
-        for _ in range(30):
-            moved = nothing._moved(vector)
-            vector = [moved.table(of) for of in self.strategy.tables]
-            largest = math.sqrt(sum(float((table**2).sum()) for table in vector))
-            vector = [table / largest for table in vector]
-        return 1.1 * largest
-
-    def _sum(self, of: Attributes, parts: Mapping[Attributes, FloatArray], power: int) -> FloatArray:
+        """The largest eigenvalue of multipliers -> cells: one residual's variance, in each table that it is spread over."""
         sizes = self.strategy.sizes
-        total = np.zeros([sizes[name] for name in of])
+        spread: dict[Attributes, float] = dict.fromkeys(self.variances, 0.0)
+        for of in self.strategy.widest:
+            for part in set(subsets(of)) & set(spread):
+                spread[part] += 1 / math.prod(sizes[name] for name in of if name not in part)
+        return max(float(self.variances[part].max()) * share for part, share in spread.items())
+
+    def _each(self, of: Attributes) -> list[FloatArray]:
+        return [np.eye(self.strategy.sizes[name]) for name in of]
+
+    def _sum(
+        self,
+        of: Attributes,
+        parts: Mapping[Attributes, FloatArray],
+        rows: Sequence[tuple[FloatArray, FloatArray]],
+        joined: Callable[[FloatArray, FloatArray], FloatArray],
+    ) -> FloatArray:
+        """Over the residuals within `of`: each one's coordinates by what `joined` makes of both weights' projections."""
+        sizes = self.strategy.sizes
+        total = np.zeros([len(one) for one, _ in rows])
         for part in subsets(of):
             if part not in parts:  # an attribute of one level adds nothing
                 continue
             found = parts[part]
-            for axis, name in enumerate(of):
+            for axis, (name, pair) in enumerate(zip(of, rows, strict=True)):
                 if name in part:
-                    found = _along(basis(sizes[name]).T ** power, found, axis)
+                    found = _along(joined(*(each @ basis(sizes[name]).T for each in pair)), found, axis)
                 else:
-                    found = np.expand_dims(found / sizes[name] ** power, axis)
+                    means = joined(*(each.sum(1) / sizes[name] for each in pair))
+                    found = np.moveaxis(np.multiply.outer(means, found), 0, axis)
             total = total + found
         return total
 
@@ -217,10 +245,12 @@ def plan(
     weights: Mapping[Attributes, float] | None = None,
     *,
     rows: int = 1,
+    steps: float = STEPS,
 ) -> Strategy:
     """The strategy whose `tables` have the least sum of mean squared errors, each counted `weights` times (1).
 
-    The mean is over a table's cells, so that a large table does not drown a small one.
+    The mean is over a table's cells, so that a large table does not drown a small one. `steps`: by how much a person
+    with one row is to move it, L2.
 
     Raises:
         WorkloadError: no table, an unknown attribute, or more cells than `MOST_CELLS`.
@@ -235,29 +265,56 @@ def plan(
                 f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
                 "coarser attributes"
             )
-    parts = sorted({part for table in asked for part in subsets(table)}, key=lambda part: (len(part), part))
-    numbers = sum(math.prod(sizes[name] - 1 for name in part) for part in parts)
+    every = {part for table in asked for part in subsets(table)}
+    numbers = sum(math.prod(sizes[name] - 1 for name in part) for part in every)
     if numbers > MOST_CELLS:
         raise WorkloadError(
             f"the workload needs {numbers:,} numbers, and {MOST_CELLS:,} is the most: ask for fewer tables"
         )
-    parts = [part for part in parts if all(sizes[name] > 1 for name in part)]
+    cost, error = _costs(sizes, asked, weights or {})
+    together = math.fsum(math.sqrt(cost[part] * error[part]) for part in cost)
+    scales = {}
+    for part in cost:
+        variance = together * math.sqrt(cost[part] / error[part])  # a person then costs 1 in all
+        exact = steps / (math.sqrt(variance) * _lengths(part, sizes))
+        scales[part] = np.maximum(np.rint(exact), 1).astype(np.int64)
+    return Strategy(dict(sizes), asked, scales, rows)
+
+
+def least_error(
+    sizes: Mapping[str, int],
+    tables: Iterable[Attributes],
+    weights: Mapping[Attributes, float] | None = None,
+) -> float:
+    """The sum of mean squared errors that `plan` makes least, for one row a person and noise of its sensitivity.
+
+    (sum_A sqrt(p_A V_A))^2. p_A V_A = m_A^2 sum_{T with A} w_T / |T|^2, with |T| cells of table T and m_A numbers of
+    residual A, is m_A^2 times an eigenvalue of the workload's Gram over the size n of the domain: so this is the bound
+    (sum of singular values)^2 / n, below which no linear release gets (Li and Miklau, Optimal error of query sets under
+    the differentially-private matrix mechanism, ICDT 2013, arXiv:1202.3399).
+    """
+    cost, error = _costs(sizes, tuple(tables), weights or {})
+    return math.fsum(math.sqrt(cost[part] * error[part]) for part in cost) ** 2
+
+
+def _costs(
+    sizes: Mapping[str, int], tables: Sequence[Attributes], weights: Mapping[Attributes, float]
+) -> tuple[dict[Attributes, float], dict[Attributes, float]]:
+    """p_A, what a person costs each residual at variance 1; V_A, what variance 1 of it adds to the error."""
+    every = {part for table in tables for part in subsets(table)}
+    parts = sorted(
+        (part for part in every if all(sizes[name] > 1 for name in part)), key=lambda part: (len(part), part)
+    )
     cost = {part: math.prod((sizes[name] - 1) / sizes[name] for name in part) for part in parts}
     error = dict.fromkeys(parts, 0.0)
-    for table in asked:
-        weight = (weights or {}).get(table, 1.0) / math.prod(sizes[name] for name in table)
+    for table in tables:
+        weight = weights.get(table, 1.0) / math.prod(sizes[name] for name in table)
         for part in subsets(table):
             if part in error:
                 error[part] += weight * math.prod(
                     sizes[name] - 1 if name in part else 1 / sizes[name] for name in table
                 )
-    together = math.fsum(math.sqrt(cost[part] * error[part]) for part in parts)
-    scales = {}
-    for part in parts:
-        variance = together * math.sqrt(cost[part] / error[part])  # a person then costs 1 in all
-        exact = STEPS / (math.sqrt(variance) * _lengths(part, sizes))
-        scales[part] = np.maximum(np.rint(exact), 1).astype(np.int64)
-    return Strategy(dict(sizes), asked, scales, rows)
+    return cost, error
 
 
 def count(codes: Mapping[str, IntArray], of: Attributes, sizes: Mapping[str, int], people: int) -> IntArray:
@@ -309,6 +366,13 @@ def _lengths(part: Attributes, sizes: Mapping[str, int]) -> FloatArray:
         rows = np.arange(1, sizes[name], dtype=np.float64)
         found = np.multiply.outer(found, np.sqrt(rows * (rows + 1)))
     return np.asarray(found)
+
+
+def _contrasted(values: IntArray, axis: int) -> IntArray:
+    """`contrasts` applied along one axis, by running sums."""
+    table = np.moveaxis(values, axis, 0)
+    rows = np.arange(1, len(table)).reshape(-1, *[1] * (table.ndim - 1))
+    return np.moveaxis(np.cumsum(table, 0)[:-1] - rows * table[1:], 0, axis)
 
 
 def _along(matrix: NDArray[Exact], values: NDArray[Exact], axis: int) -> NDArray[Exact]:

@@ -1,31 +1,28 @@
-"""A workload of a demand map: queries over levels of columns, and their answers from noised tables.
+"""A workload of a demand map: queries over levels of columns, read from YAML and checked against a contract.
 
 A query is a count, a rate of some among others, a histogram, a cross-tab or a series by month. Every one of them reads
-one table (`models.marginals`); all tables of a workload are one release. A workload is YAML, checked against a contract:
-every problem is a sentence.
-
-Intervals are of the noise alone: the counts are of people whom the agencies know, not of a sample.
+one table (`models.marginals`), of people by their most recent row or of rows; all tables of a workload are one release
+(`models.design`). Every problem is a sentence.
 """
 
 import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, final
 
 import numpy as np
 
-from models.contract import FLAG_LEVELS, Category, Contract, Flag, Group, Level, Number, Ordinal
-from models.disclosure import UNROUNDED, Disclosure
-from models.marginals import Attributes, FloatArray, IntArray, Tables, WorkloadError, in_order
-from models.scores import LEVEL, NOTHING, Estimate, Noised, between_roots, quantile
+from models.contract import FLAG_LEVELS, Category, Contract, Flag, Group, Level, Number, Ordinal, Unit
+from models.marginals import Attributes, IntArray, WorkloadError, in_order
 from models.section import Section
 from models.table import Table, canonical
 
 Kind = Literal["count", "rate", "histogram", "crosstab", "series"]
 KINDS: tuple[Kind, ...] = ("count", "rate", "histogram", "crosstab", "series")
+Counts = Literal["person", "row"]
+COUNTS: tuple[Counts, ...] = ("person", "row")
 OUTSIDE = "outside"  # of the months, or no date
 _MONTH = re.compile(r"(\d{4})-(\d{2})")
 MOST_MONTHS = 600
@@ -49,12 +46,15 @@ class Months:
 
     def codes(self, values: np.ndarray) -> IntArray:
         """Each cell's place in `level_names`, int64 (n,). What is no date, or another month, is outside."""
-        place = {name: i for i, name in enumerate(self.level_names[:-1])}
-        found = np.full(len(values), self.months, np.int64)
-        for i, value in enumerate(values.tolist()):
-            if isinstance(value, str):
-                found[i] = place.get(value[:7], self.months)
-        return found
+        found = _MonthCodes({name: i for i, name in enumerate(self.level_names)})
+        return np.fromiter(map(found.__getitem__, values.tolist()), dtype=np.int64, count=len(values))
+
+
+class _MonthCodes(dict[object, int]):
+    def __missing__(self, value: object) -> int:
+        month = value[:7] if isinstance(value, str) else OUTSIDE
+        self[value] = self.get(month, self[OUTSIDE])
+        return self[value]
 
 
 Attribute = Group | Months
@@ -68,6 +68,8 @@ class Query:
     """One question. Its answer has a cell for each combination of levels of `by`.
 
     where: whom it counts.  among: of a rate, those of whom `where` are a share.
+    counts: people by their most recent row, or each of their rows, `unit.rows` of one person at most. Where the
+    contract's unit is the row, each row is a person.
     """
 
     name: str
@@ -75,21 +77,12 @@ class Query:
     by: Attributes
     where: Where
     among: Where | None = None
+    counts: Counts = "person"
 
     @property
     def table(self) -> frozenset[str]:
         """The attributes of the table that it reads."""
         return frozenset((*self.by, *self.where, *(self.among or {})))
-
-
-@final
-@dataclass(frozen=True)
-class Cell:
-    """One number of an answer: of which levels of `Query.by`, with its interval (of the noise), people or a share."""
-
-    levels: tuple[str, ...]
-    estimate: Estimate
-    sd: float | None
 
 
 @final
@@ -106,108 +99,38 @@ class Workload:
         """Attribute -> number of levels."""
         return {name: len(attribute.level_names) for name, attribute in self.attributes.items()}
 
-    @cached_property
-    def tables(self) -> tuple[Attributes, ...]:
-        """The table of each query, each once."""
-        return tuple(dict.fromkeys(in_order(query.table, self.sizes) for query in self.queries))
+    def tables(self, counts: Counts) -> tuple[Attributes, ...]:
+        """The table of each query that counts people, or rows, each once."""
+        asked = (query for query in self.queries if query.counts == counts)
+        return tuple(dict.fromkeys(in_order(query.table, self.sizes) for query in asked))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that an agency needs, and a policy must permit."""
         return tuple(dict.fromkeys(attribute.column for attribute in self.attributes.values()))
 
-    def codes(self, table: Table) -> dict[str, IntArray]:
-        """attribute -> each row's level, (rows,)."""
-        return {name: found.codes(table[found.column]) for name, found in self.attributes.items()}
+    def codes(self, table: Table, counts: Counts) -> dict[str, IntArray]:
+        """Attribute of a query that counts people, or rows -> the level of each row of `table`, (rows,)."""
+        used = {name for of in self.tables(counts) for name in of}
+        return {
+            name: found.codes(table[found.column]) for name, found in self.attributes.items() if name in used
+        }
 
-    def answer(
-        self,
-        query: Query,
-        tables: Tables,
-        fitted: Tables | None = None,
-        *,
-        disclosure: Disclosure = UNROUNDED,
-        level: float = LEVEL,
-    ) -> list[Cell]:
-        """The query's cells, in the order of the levels of `by`; `outside` is left out.
+    def held_by(self, contract: Contract, kind: str | None, without: Collection[str] = ()) -> "Workload":
+        """The queries all of whose columns agencies of this kind hold and none is in `without`; there may be none."""
+        blocks = {column.name: column.block for column in contract.columns}
+        held = {
+            name
+            for name, found in self.attributes.items()
+            if contract.holds(kind, blocks.get(found.column)) and found.column not in without
+        }
+        return self._of(query for query in self.queries if query.table <= held)
 
-        Intervals are of `tables` as they came; values are of `fitted`, as far as they are in their interval.
-        """
-        of = in_order(query.table, self.sizes)
-        reading = _Reading(tables, of, tables.table(of), (fitted or tables).table(of), disclosure, level)
-        cells = []
-        for levels in self._levels(query):
-            own = {name: (value,) for name, value in zip(query.by, levels, strict=True)}
-            counted = self._picked(of, own, query.where, query.among or {})
-            among = query.among
-            found = (
-                reading.count(counted)
-                if among is None
-                else reading.rate(counted, self._picked(of, own, among))
-            )
-            cells.append(Cell(levels, *found))
-        return cells
-
-    def _levels(self, query: Query) -> Iterator[tuple[str, ...]]:
-        names = [
-            [level for level in self.attributes[name].level_names if level != OUTSIDE] for name in query.by
-        ]
-        return itertools.product(*names)
-
-    def _picked(self, of: Attributes, *conditions: Where) -> FloatArray:
-        """1 where a cell of the table fulfils every condition, else 0."""
-        found = np.ones([self.sizes[name] for name in of])
-        for where in conditions:
-            for name, wanted in where.items():
-                names = self.attributes[name].level_names
-                mask = np.array([level in wanted for level in names], np.float64)
-                axis = of.index(name)
-                found = found * mask.reshape([-1 if i == axis else 1 for i in range(len(of))])
-        return found
-
-
-@final
-@dataclass(frozen=True)
-class _Reading:
-    """One table as it came and as it was fitted, and sums of its cells."""
-
-    tables: Tables
-    of: Attributes
-    raw: FloatArray
-    fitted: FloatArray
-    disclosure: Disclosure
-    level: float
-
-    def count(self, counted: FloatArray) -> tuple[Estimate, float | None]:
-        """How many people are in the cells that `counted` marks with 1, rounded as the disclosure rule has it."""
-        variance = max(self.tables.covariance(self.of, counted, counted), 0.0)
-        found, sd = Noised(float((self.raw * counted).sum()), variance), math.sqrt(variance)
-        margin = quantile(self.level) * math.sqrt(variance + self.disclosure.variance)
-        low, high = self.disclosure.outward(max(found.count - margin, 0.0), max(found.count + margin, 0.0))
-        best = min(max(self.disclosure.rounded(float((self.fitted * counted).sum())), low), high)
-        return Estimate(best, low, high, found.reaches(self.disclosure.minimum)), sd
-
-    def rate(self, counted: FloatArray, base: FloatArray) -> tuple[Estimate, float | None]:
-        """F / G by Fieller: the r with (F - r G)^2 <= z^2 (Var F - 2 r Cov + r^2 Var G), within [0, 1]."""
-        f, g = (self.disclosure.rounded(float((self.raw * cells).sum())) for cells in (counted, base))
-        if not g > 0:
-            return NOTHING, None
-        of_f, of_g, both = (
-            self.tables.covariance(self.of, *pair)
-            for pair in ((counted, counted), (base, base), (counted, base))
-        )
-        exact_base = Noised(float((self.raw * base).sum()), max(of_g, 0.0))
-        of_f, of_g = of_f + self.disclosure.variance, of_g + self.disclosure.variance
-        z2, value = quantile(self.level) ** 2, min(max(f / g, 0.0), 1.0)
-        low, high = between_roots(g * g - z2 * of_g, f * g - z2 * both, f * f - z2 * of_f)
-        low, high = min(max(low, 0.0), value), max(min(high, 1.0), value)
-        shown = exact_base.reaches(self.disclosure.minimum) and high - low < 1
-        sd = math.sqrt(max(of_f - 2 * value * both + value**2 * of_g, 0.0)) / g
-        best, among = (
-            self.disclosure.rounded(float((self.fitted * cells).sum())) for cells in (counted, base)
-        )
-        best = best / among if among > 0 else value
-        return Estimate(min(max(best, low), high), low, high, shown), sd
+    def _of(self, queries: Iterable[Query]) -> "Workload":
+        kept = tuple(queries)
+        used = {name for query in kept for name in query.table}
+        attributes = {name: found for name, found in self.attributes.items() if name in used}
+        return Workload(self.name, attributes, kept)
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -220,12 +143,11 @@ def read(values: Mapping[str, Any], contract: Contract) -> Workload:
     known: dict[str, Attribute] = dict(_of_contract(contract))
     for own, value, path in top.named("attributes") if "attributes" in top else ():
         known[own] = _attribute(own, Section(value, path, top.problems), contract)
-    queries = tuple(_queries(top, known))
+    queries = tuple(_queries(top, known, contract.unit))
     top.close()
     if top.problems:
         raise WorkloadError("\n".join(dict.fromkeys(top.problems)))
-    used = {each for query in queries for each in query.table}
-    return Workload(name, {each: found for each, found in known.items() if each in used}, queries)
+    return Workload(name, known, queries)._of(queries)
 
 
 def _of_contract(contract: Contract) -> Iterator[tuple[str, Attribute]]:
@@ -240,7 +162,7 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, Attribute]]:
                     tuple(text for text, code in FLAG_LEVELS.items() if code == place) for place in (0, 1)
                 ]
                 levels = (Level("no", spelled[0]), Level("yes", spelled[1]))
-                yield column.name, Group(column.name, column.name, levels)
+                yield column.name, Group(column.name, column.name, levels, other=column.missing is not None)
             case Number():
                 pass  # has no levels: the workload says where it is cut
     for group in contract.groups:
@@ -286,7 +208,7 @@ def _months(name: str, column: str, section: Section, contract: Contract) -> Mon
     return Months(name, column, (int(first[1]), int(first[2])) if first else (2000, 1), months)
 
 
-def _queries(top: Section, known: Mapping[str, Attribute]) -> Iterator[Query]:
+def _queries(top: Section, known: Mapping[str, Attribute], unit: Unit) -> Iterator[Query]:
     value = top.take("queries")
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         top.say("queries", "must be a list of queries, one at least")
@@ -294,7 +216,7 @@ def _queries(top: Section, known: Mapping[str, Attribute]) -> Iterator[Query]:
     seen: set[str] = set()
     for at, item in enumerate(value):
         section = Section(item, f"queries[{at}]", top.problems)
-        query = _query(section, known)
+        query = _query(section, known, unit)
         section.close()
         if query is None:
             continue
@@ -304,37 +226,39 @@ def _queries(top: Section, known: Mapping[str, Attribute]) -> Iterator[Query]:
         yield query
 
 
-def _query(section: Section, known: Mapping[str, Attribute]) -> Query | None:
+def _query(section: Section, known: Mapping[str, Attribute], unit: Unit) -> Query | None:
     asked = [kind for kind in KINDS if kind in section]
     name = section.optional_text("name")
     if len(asked) != 1:
         section.problems.append(f"{section.where} must have exactly one of {', '.join(KINDS)}")
         return None
     kind = asked[0]
+    several = kind == "series" and unit.rows > 1
+    counts = section.choice("each", COUNTS) or ("row" if several else "person")
+    counts = counts if unit.kind == "person" else "person"
     match kind:
         case "count":
             where = _where(section, kind, known)
-            found = Query(name or _words(where), kind, _by(section, known), where)
+            found = Query(name or _words(where), kind, _by(section, known), where, None, counts)
         case "rate":
             inner = section.section(kind)
             where, among = _where(inner, "of", known), _where(inner, "among", known)
             inner.close()
-            found = Query(
-                name or f"{_words(where)} among {_words(among)}", kind, _by(section, known), where, among
-            )
+            words = f"{_words(where)} among {_words(among)}"
+            found = Query(name or words, kind, _by(section, known), where, among, counts)
         case "histogram" | "crosstab":
             by = section.texts(kind) if kind == "crosstab" else (section.text(kind),)
             where = _where(section, "where", known)
-            found = Query(name or " by ".join(by), kind, _known(section, kind, by, known), where)
+            axes = _known(section, kind, by, known)
+            found = Query(name or " by ".join(by), kind, axes, where, None, counts)
         case "series":
             inner = section.section(kind)
             by, where = (inner.text("by"),), _where(inner, "of", known)
             inner.close()
             if by[0] in known and not isinstance(known[by[0]], Months):
                 section.say(kind, f"by must be an attribute of months, got {by[0]!r}")
-            found = Query(
-                name or f"{_words(where)} by {by[0]}", kind, _known(section, kind, by, known), where
-            )
+            axes = _known(section, kind, by, known)
+            found = Query(name or f"{_words(where)} by {by[0]}", kind, axes, where, None, counts)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from models import marginals
-from models.marginals import MOST_CELLS, STEPS, Strategy, WorkloadError, count, plan, subsets
+from models.marginals import MOST_CELLS, STEPS, Strategy, WorkloadError, count, least_error, plan, subsets
 
 FLAGS = {f"f{i}": 2 for i in range(10)}
 
@@ -87,10 +88,13 @@ def test_reading_is_least_squares_and_its_variance_is_the_matrix_formula(workloa
         np.testing.assert_allclose(found.table(of), (m @ inverse @ released).reshape(shape), atol=1e-6)
         covariance = variance * m @ inverse @ inverse.T @ m.T
         np.testing.assert_allclose(found.variance(of).ravel(), np.diag(covariance), rtol=1e-6)
-        one, other = np.random.default_rng(2).normal(size=(2, *shape))
-        np.testing.assert_allclose(
-            found.covariance(of, one, other), one.ravel() @ covariance @ other.ravel(), rtol=1e-6, atol=1e-9
-        )
+        rng = np.random.default_rng(2)
+        one, other = ([rng.normal(size=(2, levels)) for levels in shape] for _ in range(2))
+        ours, theirs = (reduce(np.kron, rows, np.ones((1, 1))) for rows in (one, other))
+        sums = ours @ m @ inverse @ released
+        np.testing.assert_allclose(found.sums(of, one).ravel(), sums, rtol=1e-6, atol=1e-6)
+        wanted = np.einsum("ij,jk,ik->i", ours, covariance, theirs)
+        np.testing.assert_allclose(found.covariances(of, one, other).ravel(), wanted, rtol=1e-6, atol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
@@ -133,6 +137,7 @@ def test_the_error_is_the_least_that_a_linear_release_can_have(sizes: dict[str, 
     least = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0)).sum() ** 2 / len(gram)
     error = sum(per_cell[of] * found.variance(of).sum() for of in tables)
     assert error == pytest.approx(least, rel=1e-4)
+    assert least_error(sizes, strategy.tables, cells if by_cell else None) == pytest.approx(least)
 
 
 def test_ten_flags_cost_two_fifths_of_the_error_of_their_tables_one_by_one() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
 
-from clients.records.cells import Array, Cells, ReadAs, objects_of
+from clients.records.cells import Array, Cells, ReadAs, distinct_of, objects_of
 from clients.records.sources import ROWS, Batch, Source
 from models.contract import FLAG_LEVELS, PARTS, Contract, Flag, Number
 from models.features import row_ids
@@ -69,6 +69,10 @@ class Gathered:
         return np.asarray(
             values[rows] if values.dtype == np.float64 else self._intake.decode[name][values[rows]]
         )
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """What some rows are ordered by, as it is in the source: float64, or days as objects of str; zeros without one."""
+        return self._intake.order_cells(rows)
 
     def table(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Every feature, group, label and split of some rows."""
@@ -255,6 +259,16 @@ class Intake:
         place = np.empty(len(found.dictionary))
         place[np.asarray(pc.sort_indices(found.dictionary))] = np.arange(len(place))
         return np.asarray(place[np.asarray(pc.fill_null(found.indices, 0))])
+
+    def order_cells(self, rows: np.ndarray) -> np.ndarray:
+        """What some kept rows are ordered by: float64, or objects of str."""
+        if self._order is None:
+            return np.zeros(len(rows))
+        cells = self._order.take(pa.array(rows))
+        if pa.types.is_floating(cells.type):
+            return np.asarray(cells.to_numpy(zero_copy_only=False))
+        indices, distinct = distinct_of(cells)
+        return np.asarray(distinct[indices])
 
     def _forget(self, counts: np.ndarray) -> None:
         order = np.lexsort((np.arange(len(self.person)), self.order_keys(), self.person))
