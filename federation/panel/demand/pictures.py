@@ -1,0 +1,88 @@
+"""Pictures of a map, as SVG without script, font or file from elsewhere (see `federation.panel.svg`).
+
+They are narrow, so that a telephone shows them whole. What cannot be told is hatched, never a gap that reads as zero.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from federation.panel.demand.said import ends
+from federation.panel.svg import (
+    Ends,
+    Mark,
+    clip,
+    hatch,
+    line,
+    percent,
+    picture,
+    scale,
+    short,
+    text,
+    ticks,
+)
+
+NARROW = 350.0
+
+
+def bar(mark: Mark | None, top: float) -> str:
+    """A bar with its whisker, as wide as its place; 0 at the left and `top` at the right. The number stands beside it."""
+    if mark is None:
+        return ""
+    low, high = (100 * clip(end / top, (0, 1)) for end in ends(mark))
+    wide = 100 * clip(mark.value / top, (0, 1))
+    whisker = (
+        ""
+        if low == high
+        else (
+            f'<line class="over" x1="{low:.1f}%" x2="{high:.1f}%" y1="50%" y2="50%"/>'
+            + "".join(
+                f'<line class="over" x1="{x:.1f}%" x2="{x:.1f}%" y1="25%" y2="75%"/>' for x in (low, high)
+            )
+        )
+    )
+    return f'<svg class="bar" aria-hidden="true"><rect width="{wide:.1f}%" height="100%"/>{whisker}</svg>'
+
+
+def trend(
+    key: str, title: str, months: Sequence[str], values: Sequence[Mark | None], top: float, share: bool
+) -> str:
+    """One number month by month, with the band of its intervals, from 0 to `top`."""
+    left, right, above, below = 46.0, NARROW - 6, 30.0, 140.0
+    across, up = scale((0, max(len(months) - 1, 1)), (left + 6, right - 6)), scale((0, top), (below, above))
+    half = min((right - left - 12) / max(len(months) - 1, 1) / 2, 9.0)
+    out = [text(0, 14, short(title, 46), "strong")]
+    for tick in ticks((0, top)):
+        out.append(line(left, up(tick), right, up(tick), "grid"))
+        out.append(text(left - 6, up(tick) + 4, percent(tick) if share else f"{tick:,.10g}", "end"))
+    at = list(enumerate(values))
+    for known, run in groupby(at, key=lambda pair: pair[1] is not None):
+        points = list(run)
+        if not known:
+            start = across(points[0][0]) - half
+            out.append(hatch(start, above, across(points[-1][0]) + half - start, below - above))
+            continue
+        out += _run([(across(i), mark) for i, mark in points if mark is not None], up, (0, top))
+    ends_of_axis = (0, len(months) - 1) if len(months) > 1 else (0,)
+    for i, style in zip(ends_of_axis, ("soft", "end"), strict=False):
+        out.append(text(left if i == 0 else right, below + 18, months[i], style))
+    count = sum(mark is not None for mark in values)
+    described = f"{count} of {len(months)} months can be told; the numbers are in the table below."
+    return picture(key, title, described, below + 26, out, NARROW)
+
+
+def _run(points: Sequence[tuple[float, Mark]], up, within: Ends) -> list[str]:  # type: ignore[no-untyped-def]
+    """Months that follow each other: the band of their intervals and a line; one alone has a whisker and a dot."""
+    if len(points) == 1:
+        ((x, mark),) = points
+        low, high = (up(clip(end, within)) for end in ends(mark))
+        return [
+            line(x, low, x, high, "whisker"),
+            f'<circle class="dot" cx="{x:.1f}" cy="{up(clip(mark.value, within)):.1f}" r="3.5"/>',
+        ]
+    edge = [f"{x:.1f},{up(clip(ends(mark)[0], within)):.1f}" for x, mark in points]
+    edge += [f"{x:.1f},{up(clip(ends(mark)[1], within)):.1f}" for x, mark in reversed(points)]
+    middle = [f"{x:.1f},{up(clip(mark.value, within)):.1f}" for x, mark in points]
+    return [
+        f'<polygon class="band" points="{" ".join(edge)}"/>',
+        f'<polyline class="trend" points="{" ".join(middle)}"/>',
+    ]
