@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from federation.panel.demand.pictures import bar
 from federation.panel.demand.said import STEPS, Told, ends, round_top, told
 from federation.panel.svg import Mark
 
 Levels = tuple[str, ...]
+Absent = Literal["absent"]
+ABSENT: Absent = "absent"  # nobody asked this agency
 
 
 @final
@@ -19,7 +21,7 @@ class Heat:
     caption: str
     corner: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Told | None]]]
+    rows: Sequence[tuple[str, Sequence[Told | Absent | None]]]
     legend: Sequence[tuple[int, str]]
     any: bool  # whether a number of it can be told
     kept: bool  # whether one cannot
@@ -43,17 +45,22 @@ def heat(
     caption: str,
     corner: str,
     columns: Sequence[str],
-    rows: Iterable[tuple[str, Sequence[Mark | None]]],
+    rows: Iterable[tuple[str, Sequence[Mark | Absent | None]]],
     share: bool,
+    plain: Sequence[str] = (),
 ) -> Heat:
-    """The table, with five colours from 0 to a round number above its largest."""
+    """The table, with five colours from 0 to a round number above its largest. plain: rows that take no colour (sums)."""
     known = list(rows)
-    values = [mark.value for _, cells in known for mark in cells if mark is not None]
-    top = round_top(max(values, default=0.0))
-    made = [(name, [told(mark, share, top) for mark in cells]) for name, cells in known]
+    values = [mark.value for _, cells in known for mark in cells if isinstance(mark, Mark)]
+    coloured = [m.value for name, cells in known if name not in plain for m in cells if isinstance(m, Mark)]
+    top = round_top(max(coloured, default=0.0))
+    made = [
+        (name, [m if m == ABSENT else told(m, share, 0.0 if name in plain else top) for m in cells])
+        for name, cells in known
+    ]
     cells = [cell for _, row in made for cell in row]
-    legend = _legend(top, share) if values else ()
-    kept, rough = None in cells, any(cell is not None and cell.rough for cell in cells)
+    legend = _legend(top, share) if coloured else ()
+    kept, rough = None in cells, any(isinstance(cell, Told) and cell.rough for cell in cells)
     return Heat(caption, corner, columns, made, legend, bool(values), kept, rough)
 
 

@@ -3,17 +3,17 @@
 An estimate without `publishable: true` never gets past `said.marks`.
 """
 
-import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
+from federation.panel.demand.about import agency, at, cost
 from federation.panel.demand.heat import bars, crossed, heat
 from federation.panel.demand.pictures import trend
 from federation.panel.demand.said import (
     MANY,
     TOGETHER,
+    asked,
     cannot,
     condition,
     ends,
@@ -26,13 +26,13 @@ from federation.panel.demand.said import (
     told,
     words,
 )
-from federation.panel.sections.about import REASONS, STATUS
 from federation.panel.sections.cost import PROFILES
-from federation.panel.sections.numbers import certainty, epsilon, join, real, shown
+from federation.panel.sections.numbers import epsilon, join, real, shown
 from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
 MOST_CELLS = 600  # of one question by agency: more are in its CSV alone, so that the page stays small
+MOST_NAMES = 4  # of agencies in a sentence
 FEW = 3  # agencies, up to which each has its own sentence in sight
 
 SECTIONS = (
@@ -41,7 +41,7 @@ SECTIONS = (
     ("where", "Where it is, and who knows about it"),
     ("months", "Month by month"),
     ("spread", "How people are spread"),
-    ("told", "How close it was to be, and what is withheld"),
+    ("told", "How exact it was planned to be, and what is withheld"),
     ("not-asked", "What was not asked"),
     ("agencies", "Who is in it, and who is not"),
     ("reading", "How to read this page"),
@@ -51,13 +51,13 @@ SECTIONS = (
 
 def view(found: Json) -> dict[str, Any]:
     """Everything that the page shows, as texts, tables and pictures."""
-    queries, attributes = found["queries"], found["attributes"]
+    queries, attributes = asked(found), found["attributes"]
     minimum = found["disclosure"]["minimum"]
     headlines = [each for query in queries for each in _headline(query, found)]
     return {
         "sections": SECTIONS,
         "facts": facts(found),
-        "cost": cost(found),
+        "cost": cost(found) | _training(found["privacy"]),
         "headlines": headlines,
         "untold": _untold([each for each in headlines if not each["said"]]),
         "between": _between_agencies(found),
@@ -68,7 +68,7 @@ def view(found: Json) -> dict[str, Any]:
         "bars": [each for query in queries if (each := _bars(query, attributes, minimum))],
         "questions": [_asked(query, attributes, minimum) for query in queries],
         "not_asked": [(words(str(each["query"])), str(each["why"])) for each in found["not_asked"]],
-        "agencies": [_agency(name, each) for name, each in found["agencies"].items()],
+        "agencies": [agency(name, each) for name, each in found["agencies"].items()],
         "print": _small_print(found),
     }
 
@@ -79,7 +79,7 @@ def view(found: Json) -> dict[str, Any]:
 def facts(found: Json) -> dict[str, Any]:
     """Whose people, when, and how much of what was asked is told."""
     counted = [name for name, each in found["agencies"].items() if each["status"] == "counted"]
-    cells = [cell for query in found["queries"] for _, part in parts(query) for cell in part]
+    cells = [cell for query in asked(found) for _, part in parts(query) for cell in part]
     people = told(shown(found["people"]), share=False)
     return {
         **{key: found[key] for key in ("run_id", "experiment", "purpose", "simulation", "fedrisk_version")},
@@ -99,14 +99,6 @@ def facts(found: Json) -> dict[str, Any]:
     }
 
 
-def at(text: str) -> str:
-    """A time of a JSON file as a reader writes it."""
-    with contextlib.suppress(ValueError):
-        made = datetime.fromisoformat(text).astimezone(UTC)
-        return f"{made.day} {made:%B %Y, %H:%M} UTC"
-    return text
-
-
 def _months(attributes: Json) -> str:
     """The months that its series are of, or ""."""
     found = [each["levels"] for each in attributes.values() if each["months"] and each["levels"]]
@@ -115,23 +107,11 @@ def _months(attributes: Json) -> str:
     return f"{min(levels[0] for levels in found)} to {max(levels[-1] for levels in found)}"
 
 
-def cost(found: Json) -> dict[str, Any]:
-    """ε by agency, and for a person whom several know."""
-    privacy = found["privacy"]
-    spent = {name: each["epsilon"] for name, each in found["agencies"].items()}
+def _training(privacy: Json) -> dict[str, Any]:
+    together = privacy["epsilon_with_training"]
     return {
-        "epsilon": epsilon(privacy["epsilon"]),
-        "sure": certainty(privacy["epsilon"]),
-        "rows": [(name, epsilon(value), certainty(value)) for name, value in spent.items()],
-        "several": [
-            (count, epsilon(value), certainty(value))
-            for count, value in privacy["epsilon_at_several_agencies"].items()
-        ],
         "lifetime": privacy["ledger"] == "lifetime",
-        "with_training": epsilon(privacy["epsilon_with_training"])
-        if real(privacy["epsilon_with_training"])
-        else None,
-        "unit": privacy["unit"],
+        "with_training": epsilon(together) if real(together) else None,
     }
 
 
@@ -176,7 +156,10 @@ def _untold(headlines: Sequence[Json]) -> list[tuple[str, str]]:
 
 
 def _known_to(name: str, query: Json) -> str:
-    return f"{join(query['together']['agencies'])} together" if name == TOGETHER else name
+    names = query["together"]["agencies"] if name == TOGETHER else [name]
+    if len(names) > MOST_NAMES:
+        return f"{len(names)} agencies together"
+    return f"{join(names)} together" if name == TOGETHER else name
 
 
 def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: Json) -> dict[str, str]:
@@ -205,18 +188,22 @@ def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: J
 def _between_agencies(found: Json) -> list[dict[str, Any]]:
     """Agency by need: all rates of everybody in one table, all counts in one, then each question with one attribute."""
     attributes, minimum = found["attributes"], found["disclosure"]["minimum"]
-    asked = [query for query in found["queries"] if len(query["agencies"]) > 1]
+    several = [query for query in asked(found) if len(query["agencies"]) > 1]
     made = []
     for share, caption in ((True, "Shares by agency"), (False, "Numbers by agency")):
-        plain = [query for query in asked if not query["by"] and is_share(query) == share]
+        plain = [query for query in several if not query["by"] and is_share(query) == share]
         names = list(dict.fromkeys(name for query in plain for name, _ in parts(query)))
         if not plain:
             continue
         columns = [dict(parts(query)) for query in plain]
-        rows = ((name, [marks(column.get(name, ())).get(()) for column in columns]) for name in names)
-        table = heat(caption, "agency", [words(query["name"]) for query in plain], rows, share)
+        rows = (
+            (name, [marks(column[name]).get(()) if name in column else ABSENT for column in columns])
+            for name in names
+        )
+        columns_named = [words(query["name"]) for query in plain]
+        table = heat(caption, "agency", columns_named, rows, share, () if share else (TOGETHER,))
         made.append({"heat": table, "cannot": ""})
-    for query in asked:
+    for query in several:
         if len(query["by"]) == 1 and not attributes[query["by"][0]]["months"]:
             levels = attributes[query["by"][0]]["levels"]
             cells = {name: marks(part) for name, part in parts(query)}
@@ -225,7 +212,9 @@ def _between_agencies(found: Json) -> list[dict[str, Any]]:
             corner = f"agency \\ {words(query['by'][0])}"
             made.append(
                 {
-                    "heat": heat(caption, corner, levels, rows, is_share(query)),
+                    "heat": heat(
+                        caption, corner, levels, rows, is_share(query), () if is_share(query) else (TOGETHER,)
+                    ),
                     "cannot": cannot(query, minimum),
                 }
             )
@@ -328,21 +317,6 @@ def _asked(query: Json, attributes: Json, minimum: float) -> dict[str, Any]:
         "many": MANY[query["counts"]],
         "told": f"{known:,} of {len(cells):,}",
         "why": cannot(query, minimum) if known < len(cells) else "",
-    }
-
-
-def _agency(name: str, each: Json) -> dict[str, Any]:
-    reason = each["reason"]
-    return {
-        "name": name,
-        "kind": words(each["kind"]),
-        "in": each["status"] == "counted",
-        "status": {**STATUS, "counted": "is in it", "not held": "holds none of what was asked"}.get(
-            each["status"], words(each["status"])
-        ),
-        "reason": REASONS.get(reason, reason) if reason else "",
-        "size": f"{each['public_size']:,}" if real(each["public_size"]) else "not given",
-        "people": told(shown(each["people"]), share=False),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.durable import write_whole
+from federation.panel.demand import cohort, signs
 from federation.panel.demand import map as demand_map
 from federation.panel.demand.tables import tables
 from federation.panel.report import template
@@ -25,10 +26,34 @@ def write_map(found: Json, folder: Path) -> dict[str, str]:
     return {"report": "map.html", "tables": "csv"}
 
 
+def write_cohort(found: Json, folder: Path) -> dict[str, str]:
+    """Write cohort.html of `found` (schema 1 of cohort.json) into `folder`; what is where, for its `files`."""
+    write_whole(folder / "cohort.html", render_cohort(found).encode(), mode=0o644)
+    return {"report": "cohort.html"}
+
+
+def write_signs(found: Json, folder: Path) -> dict[str, str]:
+    """Write signs.html of `found` (schema 1 of signs.json) into `folder`; what is where, for its `files`."""
+    write_whole(folder / "signs.html", render_signs(found).encode(), mode=0o644)
+    return {"report": "signs.html"}
+
+
 def render_map(found: Json) -> str:
     """The page of a map as text: of equal maps equal texts. `ValueError` where `found` is no map."""
     check(found, "map")
     return str(template("map.html.j2").render(**demand_map.view(found)))
+
+
+def render_cohort(found: Json) -> str:
+    """The page of a cohort as text, as `render_map`."""
+    check(found, "cohort")
+    return str(template("cohort.html.j2").render(**cohort.view(found)))
+
+
+def render_signs(found: Json) -> str:
+    """The page of early signs as text, as `render_map`."""
+    check(found, "signs")
+    return str(template("signs.html.j2").render(**signs.view(found)))
 
 
 def check(found: Json, kind: str) -> None:

@@ -47,13 +47,15 @@ def trend(
     key: str, title: str, months: Sequence[str], values: Sequence[Mark | None], top: float, share: bool
 ) -> str:
     """One number month by month, with the band of its intervals, from 0 to `top`."""
-    left, right, above, below = 46.0, NARROW - 6, 30.0, 140.0
+    marks = [(tick, percent(tick) if share else f"{tick:,.10g}") for tick in ticks((0, top))]
+    left, right = 12 + 7.6 * max(len(words) for _, words in marks), NARROW - 6
+    above, below = 30.0, 140.0
     across, up = scale((0, max(len(months) - 1, 1)), (left + 6, right - 6)), scale((0, top), (below, above))
     half = min((right - left - 12) / max(len(months) - 1, 1) / 2, 9.0)
     out = [text(0, 14, short(title, 46), "strong")]
-    for tick in ticks((0, top)):
+    for tick, words in marks:
         out.append(line(left, up(tick), right, up(tick), "grid"))
-        out.append(text(left - 6, up(tick) + 4, percent(tick) if share else f"{tick:,.10g}", "end"))
+        out.append(text(left - 6, up(tick) + 4, words, "end"))
     at = list(enumerate(values))
     for known, run in groupby(at, key=lambda pair: pair[1] is not None):
         points = list(run)
@@ -86,3 +88,42 @@ def _run(points: Sequence[tuple[float, Mark]], up, within: Ends) -> list[str]:  
         f'<polygon class="band" points="{" ".join(edge)}"/>',
         f'<polyline class="trend" points="{" ".join(middle)}"/>',
     ]
+
+
+def shared_bar(whole: Mark | None, shared: Mark | None, top: float) -> str:
+    """An agency's people as one bar, those whom the other knows too dark, with a whisker where their number may end."""
+    if whole is None or top <= 0:
+        return ""
+    wide = 100 * clip(whole.value / top, (0, 1))
+    out = [f'<rect class="heat-rest" width="{wide:.1f}%" height="100%"/>']
+    if shared is not None:
+        low, high = (100 * clip(end / top, (0, 1)) for end in ends(shared))
+        out.append(
+            f'<rect class="heat-shared" width="{100 * clip(shared.value / top, (0, 1)):.1f}%" height="100%"/>'
+        )
+        out.append(f'<line class="over" x1="{low:.1f}%" x2="{high:.1f}%" y1="50%" y2="50%"/>')
+        out += [f'<line class="over" x1="{x:.1f}%" x2="{x:.1f}%" y1="20%" y2="80%"/>' for x in (low, high)]
+    return f'<svg class="bar" aria-hidden="true">{"".join(out)}</svg>'
+
+
+def lags(key: str, title: str, found: Sequence[tuple[int, Mark | None]], most: int) -> str:
+    """Partial correlations, −1 to 1, at lags of 1 to `most` months, with whiskers; 0 is dashed."""
+    left, right, above, below = 46.0, NARROW - 6, 30.0, 170.0
+    across, up = scale((0.5, most + 0.5), (left, right)), scale((-1, 1), (below, above))
+    out = [text(0, 14, short(title, 46), "strong")]
+    for tick, words in ((-1, "−1"), (-0.5, "−0.5"), (0, "0"), (0.5, "0.5"), (1, "1")):
+        out.append(line(left, up(tick), right, up(tick), "grid" if tick else "reference"))
+        out.append(text(left - 6, up(tick) + 4, words, "end"))
+    out += [text(across(lag), below + 18, str(lag), "mid") for lag in range(1, most + 1)]
+    out.append(text((left + right) / 2, below + 36, "months later", "mid soft"))
+    for lag, mark in found:
+        if mark is None:
+            out.append(hatch(across(lag) - 8, above, 16, below - above))
+            continue
+        low, high = (up(clip(end, (-1, 1))) for end in ends(mark))
+        out.append(line(across(lag), low, across(lag), high, "whisker"))
+        out.append(
+            f'<circle class="dot" cx="{across(lag):.1f}" cy="{up(clip(mark.value, (-1, 1))):.1f}" r="4.5"/>'
+        )
+    described = f"{len(found)} lags of 1 to {most} months; the numbers are in the table."
+    return picture(key, title, described, below + 46, out, NARROW)

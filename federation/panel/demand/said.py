@@ -112,6 +112,12 @@ def parts(query: Json) -> Iterator[tuple[str, Sequence[Json]]]:
     yield from agencies.items()
 
 
+def asked(found: Json) -> list[Json]:
+    """The queries of a map; where its unit is a record, all of them count records."""
+    as_rows = {"counts": "row"} if found["unit"] == "row" else {}
+    return [{**query, **as_rows} for query in found["queries"]]
+
+
 def is_share(query: Json) -> bool:
     """Whether its numbers are shares, not counts."""
     return bool(query["kind"] == "rate")
@@ -127,7 +133,7 @@ def condition(where: Mapping[str, Sequence[str]], attributes: Json) -> str:
 def _one(name: str, levels: Sequence[str], all_levels: Sequence[str]) -> str:
     if sorted(map(str, all_levels)) == ["no", "yes"] and len(levels) == 1:
         return words(name) if levels[0] == "yes" else f"no {words(name)}"
-    return f"{words(name)} {' or '.join(levels)}"
+    return f"{words(name)} {' or '.join(f'“{level}”' for level in levels)}"
 
 
 def question(query: Json, attributes: Json) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from federation.panel.demand.said import parts, question
+from federation.panel.demand.said import asked, parts, question
 from federation.panel.sections.numbers import shown
 
 Json = Mapping[str, Any]
@@ -60,5 +60,5 @@ def _readme(found: Json, names: Sequence[str]) -> Iterator[str]:
     yield "planned_sd   standard deviation of one number of this question, as planned before anything was counted"
     yield "'            before a text that begins with = + - @ and the like: so that no spreadsheet runs it"
     yield ""
-    for name, query in zip(names, found["queries"], strict=True):
+    for name, query in zip(names, asked(found), strict=True):
         yield f"{name}  {question(query, found['attributes'])}"
