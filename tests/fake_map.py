@@ -230,3 +230,114 @@ def _cells(
             found = estimate(float(5 * round((size * share + rng.normal(0, sd)) / 5)), sd)
         made.append({"levels": list(each), **found, "sd": sd})
     return made
+
+
+def fake_cohort(told: bool = True, names: Sequence[str] = tuple(AGENCIES)) -> dict[str, Any]:
+    """How many people `names` share; `told`: whether an overlap can be told."""
+    sizes = {name: AGENCIES[name][1] for name in names}
+    sd = 260.0 if told else 9e9
+    pairs = []
+    for one, other in itertools.combinations(names, 2):
+        both = 0.21 * min(sizes[one], sizes[other])
+        pairs.append(_pair(one, other, both, sizes, sd) | {"groups": _groups(one, other, both, sizes, sd)})
+    return {
+        **HEADER,
+        "kind": "cohort",
+        "run_id": "20260304-111500-early-help-cohort",
+        "disclosure": {"profile": "uk-default", "minimum": 10, "rounding": 5},
+        "privacy": {
+            "mechanism": "discrete-laplace",
+            "epsilon": 1.0,
+            "delta": 0,
+            "unit": "person at one agency",
+            "adjacency": "add-or-remove",
+            "epsilon_at_several_agencies": {str(m): float(m) for m in range(1, len(names) + 1)},
+        },
+        "agencies": {
+            name: {
+                "kind": AGENCIES[name][0],
+                "public_size": size,
+                "status": "counted",
+                "reason": None,
+                "epsilon": 1.0,
+                "releases": [{"kind": "cohort", "part": "all"}],
+                "people": estimate(size + 30.0, 140.0),
+            }
+            for name, size in sizes.items()
+        },
+        "match": {
+            "rule": "the same forename, surname, date of birth and postcode, without accents and apostrophes",
+            "columns": ["forename", "surname", "born", "postcode"],
+        },
+        "by": "age_band",
+        "buckets": 16_384,
+        "pairs": pairs,
+        "core": {"agencies": list(names), "shared": estimate(1_150.0, sd)} if len(names) > 2 else None,
+        "least": 1_240.0,
+        "conclusion": "About a fifth of the smaller list is known to the other agency too."
+        if told
+        else "How many people they share cannot be told at this budget.",
+        "files": {"report": "cohort.html"},
+    }
+
+
+def _pair(one: str, other: str, both: float, sizes: Mapping[str, int], sd: float) -> dict[str, Any]:
+    shared = estimate(both, sd)
+    share_of = {
+        name: estimate(both / sizes[name], sd / sizes[name], share=True)
+        if shared["publishable"]
+        else dict(NOTHING)
+        for name in (one, other)
+    }
+    return {"agencies": [one, other], "shared": shared, "share_of": share_of}
+
+
+def _groups(one: str, other: str, both: float, sizes: Mapping[str, int], sd: float) -> dict[str, Any]:
+    groups = {}
+    for level, part in zip(BANDS, (0.02, 0.3, 0.48, 0.2), strict=True):
+        found = _pair(one, other, both * part, {name: round(size * part) for name, size in sizes.items()}, sd)
+        del found["agencies"]
+        groups[level] = found
+    return groups
+
+
+def fake_signs(leads: bool = True) -> dict[str, Any]:
+    """Three series, one of which goes ahead of another by two months."""
+    names = ("missed rents", "crisis contacts", "arrests")
+    rng = np.random.default_rng(5)
+    signs = []
+    for one, other in itertools.permutations(names, 2):
+        for lag in range(1, 7):
+            strong = leads and (one, other) == names[:2] and lag == 2
+            value = 0.46 if strong else float(rng.normal(0, 0.06))
+            found = {"value": value, "low": value - 0.19, "high": value + 0.19}
+            untold = one == "arrests"
+            signs.append(
+                {
+                    "leads": one,
+                    "follows": other,
+                    "lag": lag,
+                    "partial_correlation": dict.fromkeys(found) if untold else found,
+                    "verdict": "cannot be told" if untold else "leads" if strong else "no sign",
+                }
+            )
+    return {
+        "schema": 1,
+        "kind": "signs",
+        "created": "2026-03-05T09:00:00+00:00",
+        "fedrisk_version": "0.6.0",
+        "maps": [HEADER["run_id"]],
+        "privacy": {"epsilon": 0.5, "costs": "nothing further"},
+        "areas": 8,
+        "months": 36,
+        "max_lag": 6,
+        "series": [
+            {"name": name, "agency": agency, "query": f"{name} by month and area", "noise_share": share}
+            for name, agency, share in zip(names, AGENCIES, (0.12, 0.31, 0.88), strict=True)
+        ],
+        "signs": signs,
+        "conclusion": "Missed rents go ahead of crisis contacts by two months."
+        if leads
+        else "Nothing stands out.",
+        "files": {"report": "signs.html"},
+    }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from federation.panel.demand.about import agency, at, cost
-from federation.panel.demand.heat import bars, crossed, heat
+from federation.panel.demand.heat import ABSENT, bars, crossed, heat
 from federation.panel.demand.pictures import trend
 from federation.panel.demand.said import (
     MANY,

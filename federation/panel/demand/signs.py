@@ -11,18 +11,13 @@ from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
 PICTURES = 6  # pairs that have one
-VERDICTS = {
-    "leads": "goes ahead",
-    "no sign": "no sign of it",
-    "cannot be told": "cannot be told",
-}
+VERDICTS = ("leads", "no sign", "cannot be told")
 
 
 def view(found: Json) -> dict[str, Any]:
     """Everything that the page shows, as texts, tables and pictures."""
-    rows = [_row(sign, found["signs"]) for sign in found["signs"]]
-    order = list(VERDICTS)
-    rows.sort(key=lambda row: (order.index(row["verdict"]), -row["size"]))
+    rows = [_row(sign) for sign in found["signs"]]
+    rows.sort(key=lambda row: (VERDICTS.index(row["verdict"]), -row["size"]))
     return {
         "found": found,
         "created": at(found["created"]),
@@ -44,7 +39,7 @@ def view(found: Json) -> dict[str, Any]:
     }
 
 
-def _row(sign: Json, signs: Sequence[Json]) -> dict[str, Any]:
+def _row(sign: Json) -> dict[str, Any]:
     mark = _mark(sign)
     return {
         "leads": words(sign["leads"]),
@@ -56,7 +51,6 @@ def _row(sign: Json, signs: Sequence[Json]) -> dict[str, Any]:
         if mark and mark.low is not None and mark.high is not None
         else "",
         "verdict": sign["verdict"],
-        "says": VERDICTS[sign["verdict"]],
         "size": abs(mark.value) if mark else 0.0,
         "down": mark is not None and mark.value < 0,
     }
