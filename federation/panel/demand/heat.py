@@ -36,7 +36,7 @@ class Bars:
     caption: str
     corner: str
     rows: Sequence[tuple[str, str, Told | None]]
-    full: str  # what a bar of the whole width is
+    full: str  # what the whole width is
     any: bool
     kept: bool
 
@@ -77,7 +77,7 @@ def bars(caption: str, corner: str, rows: Iterable[tuple[str, Mark | None]], sha
     top = round_top(max((ends(mark)[1] for _, mark in known if mark is not None), default=0.0))
     top = min(top, 1.0) if share else top
     made = [(name, bar(mark, top), told(mark, share)) for name, mark in known]
-    full = f"{100 * top:,.10g}%" if share else f"{top:,.10g}"
+    full = f"0 to {100 * top:,.10g}%" if share else f"0 to {top:,.10g}"
     cells = [mark for _, mark in known]
     return Bars(caption, corner, made, full, any(cells), None in cells)
 
@@ -109,4 +109,4 @@ def crossed(
     (row, column), (of_rows, of_columns) = (names[::-1], levels[::-1]) if turned else (names, levels)
     key: Callable[[str, str], Levels] = (lambda r, c: (c, r)) if turned else (lambda r, c: (r, c))
     rows = ((r, [found.get(key(r, c)) for c in of_columns]) for r in of_rows)
-    return [heat(caption, f"{row} \\ {column}", of_columns, rows, share)]
+    return [heat(caption, f"{row} by {column}", of_columns, rows, share)]

@@ -209,7 +209,7 @@ def _between_agencies(found: Json) -> list[dict[str, Any]]:
             cells = {name: marks(part) for name, part in parts(query)}
             rows = ((name, [known.get((level,)) for level in levels]) for name, known in cells.items())
             caption = f"{words(query['name'])}, agency by agency"
-            corner = f"agency \\ {words(query['by'][0])}"
+            corner = f"agency by {words(query['by'][0])}"
             made.append(
                 {
                     "heat": heat(

@@ -3,7 +3,7 @@
 They are narrow, so that a telephone shows them whole. What cannot be told is hatched, never a gap that reads as zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from federation.panel.demand.said import ends
@@ -26,21 +26,41 @@ NARROW = 350.0
 
 def bar(mark: Mark | None, top: float) -> str:
     """A bar with its whisker, as wide as its place; 0 at the left and `top` at the right. The number stands beside it."""
-    if mark is None:
+    if mark is None or top <= 0:
         return ""
+    return _bar([_field("", mark.value, top), _whisker(mark, top)])
+
+
+def shared_bar(whole: Mark | None, shared: Mark | None, top: float) -> str:
+    """An agency's people as one bar, those whom the other knows too dark, with a whisker where their number may end."""
+    if whole is None or top <= 0:
+        return ""
+    out = [_field("heat-rest", whole.value, top)]
+    if shared is not None:
+        out += [_field("heat-shared", shared.value, top), _whisker(shared, top)]
+    return _bar(out)
+
+
+def _bar(parts: Sequence[str]) -> str:
+    return f'<svg class="bar" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _field(style: str, value: float, top: float) -> str:
+    kind = f' class="{style}"' if style else ""
+    return f'<rect{kind} width="{100 * clip(value / top, (0, 1)):.1f}%" height="100%"/>'
+
+
+def _whisker(mark: Mark, top: float) -> str:
+    """The interval, dark on light so that it is seen on every bar; nothing where it is the number itself."""
     low, high = (100 * clip(end / top, (0, 1)) for end in ends(mark))
-    wide = 100 * clip(mark.value / top, (0, 1))
-    whisker = (
-        ""
-        if low == high
-        else (
-            f'<line class="over" x1="{low:.1f}%" x2="{high:.1f}%" y1="50%" y2="50%"/>'
-            + "".join(
-                f'<line class="over" x1="{x:.1f}%" x2="{x:.1f}%" y1="25%" y2="75%"/>' for x in (low, high)
-            )
-        )
+    if low == high:
+        return ""
+    strokes = [(low, high, 50, 50), (low, low, 20, 80), (high, high, 20, 80)]
+    return "".join(
+        f'<line class="{style}" x1="{x:.1f}%" x2="{x2:.1f}%" y1="{y}%" y2="{y2}%"/>'
+        for style in ("under", "over")
+        for x, x2, y, y2 in strokes
     )
-    return f'<svg class="bar" aria-hidden="true"><rect width="{wide:.1f}%" height="100%"/>{whisker}</svg>'
 
 
 def trend(
@@ -72,7 +92,7 @@ def trend(
     return picture(key, title, described, below + 26, out, NARROW)
 
 
-def _run(points: Sequence[tuple[float, Mark]], up, within: Ends) -> list[str]:  # type: ignore[no-untyped-def]
+def _run(points: Sequence[tuple[float, Mark]], up: Callable[[float], float], within: Ends) -> list[str]:
     """Months that follow each other: the band of their intervals and a line; one alone has a whisker and a dot."""
     if len(points) == 1:
         ((x, mark),) = points
@@ -88,22 +108,6 @@ def _run(points: Sequence[tuple[float, Mark]], up, within: Ends) -> list[str]:  
         f'<polygon class="band" points="{" ".join(edge)}"/>',
         f'<polyline class="trend" points="{" ".join(middle)}"/>',
     ]
-
-
-def shared_bar(whole: Mark | None, shared: Mark | None, top: float) -> str:
-    """An agency's people as one bar, those whom the other knows too dark, with a whisker where their number may end."""
-    if whole is None or top <= 0:
-        return ""
-    wide = 100 * clip(whole.value / top, (0, 1))
-    out = [f'<rect class="heat-rest" width="{wide:.1f}%" height="100%"/>']
-    if shared is not None:
-        low, high = (100 * clip(end / top, (0, 1)) for end in ends(shared))
-        out.append(
-            f'<rect class="heat-shared" width="{100 * clip(shared.value / top, (0, 1)):.1f}%" height="100%"/>'
-        )
-        out.append(f'<line class="over" x1="{low:.1f}%" x2="{high:.1f}%" y1="50%" y2="50%"/>')
-        out += [f'<line class="over" x1="{x:.1f}%" x2="{x:.1f}%" y1="20%" y2="80%"/>' for x in (low, high)]
-    return f'<svg class="bar" aria-hidden="true">{"".join(out)}</svg>'
 
 
 def lags(key: str, title: str, found: Sequence[tuple[int, Mark | None]], most: int) -> str:

@@ -153,4 +153,4 @@ def cannot(query: Json, minimum: float) -> str:
     needed = query["epsilon_for_minimum"]
     if needed is None:
         return f"cannot be told: too few, or too much noise for so few; it would take {enough}"
-    return f"cannot be told at this budget: it would take ε = {up(needed, 2):.2f}, or {enough}"
+    return f"cannot be told at this budget: it would take ε\u00a0=\u00a0{up(needed, 2):.2f}, or {enough}"

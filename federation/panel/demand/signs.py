@@ -25,7 +25,7 @@ def view(found: Json) -> dict[str, Any]:
         "epsilon": _epsilon(found["privacy"]["epsilon"]),
         "leads": [row for row in rows if row["verdict"] == "leads"],
         "rest": [row for row in rows if row["verdict"] == "no sign"],
-        "untold": [row for row in rows if row["verdict"] == "cannot be told"],
+        "untold": _untold([row for row in rows if row["verdict"] == "cannot be told"]),
         "pictures": _pictures(rows, found),
         "series": [
             (
@@ -54,6 +54,17 @@ def _row(sign: Json) -> dict[str, Any]:
         "size": abs(mark.value) if mark else 0.0,
         "down": mark is not None and mark.value < 0,
     }
+
+
+def _untold(rows: Sequence[Json]) -> list[tuple[str, str, str]]:
+    """Pairs that cannot be told, with their lags in one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        found.setdefault((row["leads"], row["follows"]), []).append(row["lag"].split(" ")[0])
+    return [
+        (leads, follows, "any lag" if known == ["–"] else f"{join(known)} months")
+        for (leads, follows), known in found.items()
+    ]
 
 
 def _mark(sign: Json) -> Mark | None:
