@@ -38,10 +38,12 @@ def band(known: Sequence[tuple[float, Mark]], up: Callable[[float], float], ends
     return [f'<polygon class="band" points="{" ".join(edge)}"/>']
 
 
-def picture(key: str, title: str, described: str, height: float, parts: Sequence[str]) -> str:
+def picture(
+    key: str, title: str, described: str, height: float, parts: Sequence[str], width: float = WIDTH
+) -> str:
     """`key` is unique on the page: it names the picture's title and description."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-labelledby="{key}-title {key}-desc">'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-labelledby="{key}-title {key}-desc">'
         f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(described)}</desc>'
         f"{''.join(parts)}</svg>"
     )

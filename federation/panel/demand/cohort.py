@@ -1,0 +1,65 @@
+"""`cohort.html`: how many people agencies share, for the manager of a service. It reads cohort.json and nothing else."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from federation.panel.demand.about import agency, at, cost
+from federation.panel.demand.pictures import shared_bar
+from federation.panel.demand.said import hundred, told, up, words
+from federation.panel.sections.numbers import join, shown
+
+Json = Mapping[str, Any]
+
+
+def view(found: Json) -> dict[str, Any]:
+    """Everything that the page shows, as texts, tables and pictures."""
+    counted = [name for name, each in found["agencies"].items() if each["status"] == "counted"]
+    core = found["core"]
+    return {
+        "found": found,
+        "created": at(found["created"]),
+        "counted": join(counted),
+        "cost": cost(found),
+        "pairs": [_pair(pair, found) for pair in found["pairs"]],
+        "core": None
+        if core is None
+        else {"agencies": join(core["agencies"]), "shared": told(shown(core["shared"]), share=False)},
+        "cannot": cannot(found),
+        "by": None if found["by"] is None else words(found["by"]),
+        "agencies": [agency(name, each) for name, each in found["agencies"].items()],
+        "columns": join(found["match"]["columns"]),
+        "level": f"{100 * found['level']:.10g}",
+        "private": found["privacy"]["mechanism"] != "none",
+        "buckets": f"{found['buckets']:,}",
+    }
+
+
+def cannot(found: Json) -> str:
+    """What an overlap that is not told may be."""
+    return f"cannot be told at this budget: it would take at least about {up(found['least'], 0):,.0f} people"
+
+
+def _pair(pair: Json, found: Json) -> dict[str, Any]:
+    """Two agencies: how many they share, as a number, of each agency's people, as a picture and by group."""
+    names = list(pair["agencies"])
+    sizes = {name: shown(found["agencies"][name]["people"]) for name in names}
+    shared = shown(pair["shared"])
+    top = max((size.value for size in sizes.values() if size is not None), default=0.0)
+    return {
+        "agencies": join(names),
+        "names": names,
+        "shared": told(shared, share=False),
+        "shares": [
+            (name, hundred(mark)) for name in names if (mark := shown(pair["share_of"][name])) is not None
+        ],
+        "bars": [
+            (name, shared_bar(sizes[name], shared, top), told(sizes[name], share=False)) for name in names
+        ],
+        "groups": list(_groups(pair)),
+    }
+
+
+def _groups(pair: Json) -> Iterator[tuple[str, Any, list[Any]]]:
+    for level, each in (pair["groups"] or {}).items():
+        shares = [told(shown(each["share_of"][name]), share=True) for name in pair["agencies"]]
+        yield str(level), told(shown(each["shared"]), share=False), shares
