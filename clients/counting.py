@@ -53,9 +53,7 @@ def with_share(plan: MapPlan, design: Design, counted: Counted, stream: Stream) 
 
 def _variance(plan: MapPlan, design: Design) -> int:
     """Of the noise on each number, steps squared; ValueError where it is more than can be drawn."""
-    return (
-        noise.grid(plan.noise_multiplier, 1, design.sensitivity).variance if plan.noise_multiplier else 0
-    )
+    return noise.grid(plan.noise_multiplier, 1, design.sensitivity).variance if plan.noise_multiplier else 0
 
 
 def _must_fit(plan: MapPlan, contract: Contract, design: Design) -> None:

@@ -75,9 +75,7 @@ class Masks:
         kept = None if keeps is None else (keeps[0], *keeps[1])
         return secagg.advert(own, self._key, keeps=kept)
 
-    def deal(
-        self, plan: Masked, adverts: Sequence[Advert]
-    ) -> tuple[dict[str, tuple[Sealed, ...]], Roster]:
+    def deal(self, plan: Masked, adverts: Sequence[Advert]) -> tuple[dict[str, tuple[Sealed, ...]], Roster]:
         """Check everybody's adverts, keep them, and share this node's seeds with each of them."""
         with self._locked():
             session = self._session(plan.run_id)

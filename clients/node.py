@@ -189,7 +189,11 @@ class Node:
         draw = self._begin(order.digest, lambda: counted.digest)
         if order.draw is not None or not (draw.again and self.ledger.charged(order.order_id)):
             self._charge(order, once=order.draw is not None)
-        stream = draw.stream("map noise") if plan.seed is None else Stream.seeded(f"{plan.seed}|{self.facts.name}|map")
+        stream = (
+            draw.stream("map noise")
+            if plan.seed is None
+            else Stream.seeded(f"{plan.seed}|{self.facts.name}|map")
+        )
         reply: MapReply | MaskedReply
         if order.draw is None:
             numbers = counting.noised(plan, design, counted, stream)

@@ -14,8 +14,8 @@ from federation.decision import DecisionError, Panel, read_registered
 from federation.experiment import unlike_registered
 from federation.plan import Reason, Refused, TrainPlan
 from federation.privacy import epsilon
-from federation.release import VIEWERS, Event, Viewer
 from federation.protocol import MapPlan, Masked, Plan
+from federation.release import VIEWERS, Event, Viewer
 from federation.stats import StatsPlan
 from models.contract import Contract
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def submit_map(superlink: str, overrides: Sequence[str], *, plan_only: bool = Fa
 def request_of(study: Study, run_id: str, *, simulation: bool) -> MapRequest:
     """What the coordinator is asked for; `SettingsError` where it cannot be asked."""
     experiment, whole = study.experiment, study.workload()
-    assert study.map is not None  # noqa: S101 - it has a workload
+    assert study.map is not None
     wanted = study.map
     values, not_asked = _answerable(experiment, wanted, whole)
     plan = map_plan(experiment, wanted, values, run_id, simulation=simulation)
@@ -254,7 +253,9 @@ def show_plan(console: Console, experiment: Experiment, request: MapRequest) -> 
 
 def _price(experiment: Experiment, plan: MapPlan) -> str:
     if plan.mechanism == "none":
-        return "privacy none: the counts are exact, and nobody's record is protected; simulations alone do that"
+        return (
+            "privacy none: the counts are exact, and nobody's record is protected; simulations alone do that"
+        )
     events = [list(plan.releases())] * len(plan.participants)
     several = [
         f"{epsilon_at_several(events, plan.delta, m):.2f} if known to {m}"
@@ -296,5 +297,3 @@ def show(console: Console, found: Mapping[str, Any], folder: Path) -> None:
             soft_wrap=True,
         )
     console.print(f"result  {folder}/{MAP}\npage    {folder}/{found['files']['report']}", soft_wrap=True)
-
-

@@ -162,7 +162,13 @@ def submit(
     the coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the SuperLink
     does not take the run.
     """
-    config = {"experiment": experiment.encode(), "run-id": run_id, "stats": stats, "retest": retest, "map": map}
+    config = {
+        "experiment": experiment.encode(),
+        "run-id": run_id,
+        "stats": stats,
+        "retest": retest,
+        "map": map,
+    }
     return str(_start_run(superlink, config))
 
 

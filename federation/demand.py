@@ -56,10 +56,14 @@ class MapPlan(Terms):
         if (self.mechanism == "shared") != (self.circle is not None):
             raise ValueError("circle must be given where mechanism is shared, and nowhere else")
         if self.circle is not None and self.without:
-            raise ValueError("without must be empty behind masks, where all send the same numbers: use privacy=local")
+            raise ValueError(
+                "without must be empty behind masks, where all send the same numbers: use privacy=local"
+            )
         event = self.release()
         if isinstance(event, SharedRelease) and event.share_variance < SMALLEST_SHARE**2:
-            raise ValueError(f"the grid is too coarse: a share of noise must be at least {SMALLEST_SHARE} steps")
+            raise ValueError(
+                f"the grid is too coarse: a share of noise must be at least {SMALLEST_SHARE} steps"
+            )
         return self
 
     @property

@@ -320,7 +320,9 @@ def plan_type(values: Mapping[str, object]) -> type[Plan]:
     return next((kind for key, kind in PLANS.items() if key in values), TrainPlan)
 
 
-Order = TrainPlan | MapPlan | RoundOrder | StatsOrder | MapOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
+Order = (
+    TrainPlan | MapPlan | RoundOrder | StatsOrder | MapOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
+)
 Reply = Ready | RoundReply | StatsReply | MapReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
 
 

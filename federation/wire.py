@@ -83,7 +83,9 @@ def pack_keys_order(order: KeysOrder, node_id: int) -> Message:
 def read_keys_order(message: Message) -> KeysOrder:
     """The inverse of `pack_keys_order`; `Refused` when it does not decode."""
     return _decoded(
-        lambda small: KeysOrder(_read_masked(small["plan"]), int(small["draws"]), _read_heads(small["heads"])),
+        lambda small: KeysOrder(
+            _read_masked(small["plan"]), int(small["draws"]), _read_heads(small["heads"])
+        ),
         message,
     )
 

@@ -344,3 +344,26 @@ def _weights(workload: Workload, of: Attributes, by: Attributes, *conditions: Wh
         own = np.array([level != OUTSIDE for level in names])
         found.append((np.eye(len(names))[own] if name in by else np.ones((1, len(names)))) * here)
     return found
+
+
+def noised(query: Query, readings: Sequence[Reading]) -> tuple[FloatArray, FloatArray]:
+    """Counts of the query's cells as they came, and the noise's standard deviation, each (cells,), in the order of `answer`."""
+    sums = _Sums.of(query, readings)
+    return sums.counted, np.sqrt(sums.of_count)
+
+
+def everybody(
+    readings: Sequence[Reading], *, disclosure: Disclosure = UNROUNDED, level: float = LEVEL
+) -> Estimate:
+    """How many people the readings counted; nothing where they counted rows alone."""
+    counted = [reading for reading in readings if "person" in reading.tables]
+    if not counted:
+        return NOTHING
+    variance = math.fsum(float(each.tables["person"].variance(())) for each in counted)
+    found = Noised(math.fsum(float(each.tables["person"].table(())) for each in counted), variance)
+    fitted = math.fsum(float(each.fitted["person"].table(())) for each in counted)
+    margin = quantile(level) * math.sqrt(variance + disclosure.variance)
+    low, high = disclosure.outward(max(found.count - margin, 0.0), max(found.count + margin, 0.0))
+    return Estimate(
+        min(max(disclosure.rounded(fitted), low), high), low, high, found.reaches(disclosure.minimum)
+    )

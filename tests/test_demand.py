@@ -53,7 +53,9 @@ def asked(study: Any, workload: dict[str, Any] = WORKLOAD, **more: Any) -> Any:
     return replace(study, map=MapSettings(workload=workload, **more))
 
 
-def plan_of(study: Any, workload: dict[str, Any] = WORKLOAD, *, simulation: bool = False, **more: Any) -> MapPlan:
+def plan_of(
+    study: Any, workload: dict[str, Any] = WORKLOAD, *, simulation: bool = False, **more: Any
+) -> MapPlan:
     return request_of(asked(study, workload, **more), "run-1", simulation=simulation).plan
 
 
@@ -326,7 +328,12 @@ def drawn(study: Any, folder: Path, spoil: Callable[[list[Path]], None] = lambda
     folder.mkdir(parents=True, exist_ok=True)
     request = request_of(study, "run-1", simulation=True)
     nodes = make_node_folders(
-        study.agencies, study.experiment.contract, folder / "nodes", seed=0, min_people=20, map_columns=COLUMNS
+        study.agencies,
+        study.experiment.contract,
+        folder / "nodes",
+        seed=0,
+        min_people=20,
+        map_columns=COLUMNS,
     )
     spoil(nodes)
     grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
@@ -395,7 +402,7 @@ def test_what_noise_swallows_is_withheld_and_says_what_it_would_take(
 
 def test_behind_masks_only_a_sum_is_known_and_it_is_the_sum(make_shared: MakeStudy, tmp_path: Path) -> None:
     study = asked(make_shared("evaluation.disclosure={minimum: 1, rounding: 1}"), epsilon=4.0)
-    found, series, nodes = drawn(study, tmp_path / "out")
+    found, _series, nodes = drawn(study, tmp_path / "out")
     assert found["not_asked"][0]["query"] == "often"
     assert "use privacy=local" in found["not_asked"][0]["why"]
     assert all(query["agencies"] == {} for query in found["queries"])
@@ -441,15 +448,19 @@ def forbids(nodes: list[Path]) -> None:
 def test_an_agency_that_refuses_is_named_and_the_others_answer(make_study: MakeStudy, tmp_path: Path) -> None:
     study = asked(make_study("evaluation.disclosure={minimum: 1, rounding: 1}"), epsilon=2.0)
     found, _, nodes = drawn(study, tmp_path / "out", forbids)
-    assert found["agencies"]["clinic"] | {"people": 0} == {
-        "kind": "health",
-        "public_size": 300,
-        "status": "refused",
-        "reason": "CONTRACT",
-        "epsilon": 0,
-        "releases": [],
-        "people": 0,
-    } or found["agencies"]["north"]["status"] == "refused"
+    assert (
+        found["agencies"]["clinic"] | {"people": 0}
+        == {
+            "kind": "health",
+            "public_size": 300,
+            "status": "refused",
+            "reason": "CONTRACT",
+            "epsilon": 0,
+            "releases": [],
+            "people": 0,
+        }
+        or found["agencies"]["north"]["status"] == "refused"
+    )
     refused = [name for name, facts in found["agencies"].items() if facts["status"] == "refused"]
     assert refused == [nodes[0].name]
     assert charged(nodes[0]) == []

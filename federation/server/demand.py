@@ -143,7 +143,9 @@ def _problem(reply: object, name: str, experiment: Experiment, plan: MapPlan) ->
     assert design is not None  # noqa: S101 - `meet` leaves out whoever holds nothing
     if reply.numbers.shape != (design.numbers,) or reply.numbers.dtype != np.int64:
         return f"numbers must have shape ({design.numbers},) and type int64"
-    most = (MOST_PEOPLE * plan.participant(name).public_size + 1000 * plan.noise_multiplier) * design.sensitivity
+    most = (
+        MOST_PEOPLE * plan.participant(name).public_size + 1000 * plan.noise_multiplier
+    ) * design.sensitivity
     if (np.abs(reply.numbers.astype(np.float64)) > most).any():
         return f"numbers counts more people than {MOST_PEOPLE:g} x its declared size"
     return None
@@ -208,7 +210,15 @@ def _promise(query: Query, designs: Mapping[str, Design], plan: MapPlan, rule: D
     every = float(np.median(np.sqrt(np.sum([sd**2 for sd in each], axis=0))))
     if plan.circle is not None:  # all shares together are one agency's noise, and there is no one agency's
         return Promise(
-            query, tuple(designs), len(each[0]), None, one, least.people, None, _needs(plan, least.factor), None
+            query,
+            tuple(designs),
+            len(each[0]),
+            None,
+            one,
+            least.people,
+            None,
+            _needs(plan, least.factor),
+            None,
         )
     return Promise(
         query,
@@ -321,7 +331,12 @@ class Picture:
 
     def _query(self, query: Query) -> dict[str, Any]:
         promise = self._promises.get(query.name)
-        told: dict[str, Any] = {"planned_sd": None, "least": None, "epsilon_for_minimum": None, "at_one": None}
+        told: dict[str, Any] = {
+            "planned_sd": None,
+            "least": None,
+            "epsilon_for_minimum": None,
+            "at_one": None,
+        }
         if promise is not None:
             told |= {
                 "planned_sd": promise.together,

@@ -172,9 +172,7 @@ class _Talk:
             got.void = f"{len(vectors)} agencies sent a masked vector, {session.roster.threshold} are needed"
         else:
             try:
-                total = _unmask(
-                    self.grid, self.experiment, self.federation, session, order, vectors, last
-                )
+                total = _unmask(self.grid, self.experiment, self.federation, session, order, vectors, last)
             except UnmaskError as error:
                 got.void = str(error)
         session.broken = got.void is not None or Reason.MASKS.value in got.refused.values()
