@@ -95,7 +95,7 @@ def run_retest_job(grid: Grid, job: RetestJob) -> dict[str, Any]:
 
 def run_map_job(grid: Grid, job: MapJob) -> dict[str, Any]:
     """Draw the map of `job` on `grid`; its folder then holds map.json, series.json, the page and the tables."""
-    from federation.panel.demand import write_map
+    from federation.panel.demand.pages import write_map
 
     with only_one(job.folder):
         try:
@@ -103,7 +103,7 @@ def run_map_job(grid: Grid, job: MapJob) -> dict[str, Any]:
             write_json(series, job.folder / SERIES)
             found["files"] |= write_map(found, job.folder)
             write_json(found, job.folder / MAP)
-            job.tracker.finish_demand(found, job.folder)
+            job.tracker.finish(found, job.folder)
             return found
         except BaseException as error:
             job.tracker.fail(type(error).__name__)
