@@ -7,9 +7,9 @@ what the node does at each order; `explain` says the same of every rule, for `fe
 from collections.abc import Iterator, Sequence
 
 from clients.policy import Policy
-from clients.ruleset import MAP, NOW, STATISTIC, TERMS, TRAINING, Plan, Rule, Situation, Standing, Verdict
+from clients.ruleset import MAP, NOW, STATISTIC, TERMS, TRAINING, Rule, Situation, Standing, Verdict
 from federation.plan import Refused, TrainPlan
-from federation.protocol import MapPlan
+from federation.protocol import MapPlan, Plan
 
 
 def review(policy: Policy, plan: Plan, at: Situation) -> None:

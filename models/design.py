@@ -255,10 +255,7 @@ def answer(
     if not asked:
         raise ValueError(f"no reading has the query {query.name!r}")
     workload = asked[0].design.workload
-    raw = sum(_sums(query, each.design.workload, each.tables[query.counts]) for each in asked)
-    fitted = sum(_sums(query, each.design.workload, each.fitted[query.counts]) for each in asked)
-    noise = sum(_noise(query, each.design.workload, each.tables[query.counts]) for each in asked)
-    sums = _Sums(*raw, *fitted, *noise)
+    sums = _Sums(*np.sum([_numbers(query, reading) for reading in asked], axis=0))
     make = sums.count if query.among is None else sums.rate
     return [
         Cell(levels, *make(place, disclosure, level))
@@ -308,6 +305,13 @@ class _Sums:
         best, among = (disclosure.rounded(float(each[at])) for each in (self.fitted, self.fitted_base))
         best = best / among if among > 0 else value
         return Estimate(min(max(best, low), high), low, high, shown), sd
+
+
+def _numbers(query: Query, reading: Reading) -> FloatArray:
+    """The fields of `_Sums` of one reading, (7, cells)."""
+    workload, counts = reading.design.workload, query.counts
+    both = [_sums(query, workload, tables[counts]) for tables in (reading.tables, reading.fitted)]
+    return np.concatenate([*both, _noise(query, workload, reading.tables[counts])])
 
 
 def _sums(query: Query, workload: Workload, tables: Tables) -> FloatArray:

@@ -36,7 +36,8 @@ Attributes = tuple[str, ...]
 
 STEPS = 2**20  # L2 sensitivity of a person with one row, in steps of the grid, but for rounding
 MOST_CELLS = 200_000  # in one table, and numbers in one release
-ROUNDS = 500  # of fitting
+ROUNDS = 300  # of fitting the tables of so many attributes
+LOOSE = 0.2  # how freely residuals of two attributes and more move where more attributes are fitted, to those of all
 FINEST_ROUNDING = 1 + 1e-9  # float64 sums of squares may be off by less
 
 
@@ -64,11 +65,6 @@ class Strategy:
     def numbers(self) -> int:
         """How many numbers leave."""
         return sum(scale.size for scale in self.scales.values())
-
-    @cached_property
-    def widest(self) -> tuple[Attributes, ...]:
-        """The tables that are part of no other: the others are their margins."""
-        return tuple(of for of in self.tables if not any(set(of) < set(other) for other in self.tables))
 
     @cached_property
     def sensitivity(self) -> float:
@@ -150,29 +146,43 @@ class Tables:
         return self._sum(of, self.variances, list(zip(one, other, strict=True)), np.multiply)
 
     def fitted(self, tolerance: float = 0.01) -> "Tables":
-        """The nearest tables without a negative cell, by least squares in units of each number's noise.
+        """The nearest tables without a negative cell, from few attributes to many, each with the margins fitted before.
 
-        They still agree in every margin: what changes is each residual, not a cell. Solved in the dual (one multiplier
-        for each cell, at least 0) by accelerated projected gradients (Beck and Teboulle, SIAM Journal on Imaging
-        Sciences 2009) until no cell is below -`tolerance` people, nor above it where a multiplier holds it; then so
-        many people are added to all cells alike.
+        Everybody first, then the tables of one attribute, of two, and so on, as a census does it (Abowd et al., The 2020
+        Census Disclosure Avoidance System TopDown Algorithm, Harvard Data Science Review 2022): all at once, the noise of
+        many empty cells would swell the margins. Everybody and the tables of one attribute then stay as they are; tables
+        of two may have to move (a little: `LOOSE`) so that tables of three without a negative cell exist. Nearest is least
+        squares in units of each number's noise. What changes is each residual, not a cell, so all tables agree in every
+        margin. Cells are at least -`tolerance` people, and their sums as many times that.
         Post-processing, so it costs no privacy; intervals stay those of the tables as they came.
         """
-        asked = self.strategy.widest
-        cells = [self.table(of) for of in asked]
-        if not self.variances[()].any() or all((table >= 0).all() for table in cells):
-            return self  # exact, or nothing to do
-        multipliers = [np.zeros_like(table) for table in cells]
-        ahead, step, momentum = multipliers, 1.0 / self._curvature(), 1.0
+        if not self.variances[()].any():
+            return self  # exact
+        found = self
+        for size in range(1 + max(map(len, self.variances))):
+            asked = [part for part in self.variances if len(part) == size]
+            if any((found.table(of) < -tolerance).any() for of in asked):
+                found = found._projected(asked, tolerance)
+        return found
+
+    def _projected(self, asked: Sequence[Attributes], tolerance: float) -> "Tables":
+        """By accelerated projected gradients in the dual, one multiplier for each cell (Beck and Teboulle, SIAM Journal on
+        Imaging Sciences 2009)."""
+        size = len(asked[0])
+        free = {
+            part: variances * (1.0 if len(part) == size else LOOSE)
+            for part, variances in self.variances.items()
+            if len(part) == size or 1 < len(part) < size
+        }
+        multipliers = [np.zeros_like(self.table(of)) for of in asked]
+        ahead, step, momentum = multipliers, 1.0 / self._curvature(asked, free), 1.0
         found = self
         for _ in range(ROUNDS):
-            found = self._moved(ahead)
+            found = self._moved(asked, ahead, free)
             slack = [found.table(of) for of in asked]
             newer = [np.maximum(m - step * table, 0.0) for m, table in zip(ahead, slack, strict=True)]
-            if (
-                max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
-                <= step * tolerance
-            ):
+            change = max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
+            if change <= step * tolerance:
                 break
             along = zip(ahead, newer, multipliers, strict=True)
             if sum(float(((point - new) * (new - old)).sum()) for point, new, old in along) > 0:
@@ -181,27 +191,30 @@ class Tables:
             push = (momentum - 1) / faster
             ahead = [new + push * (new - old) for new, old in zip(newer, multipliers, strict=True)]
             multipliers, momentum = newer, faster
-        missing = max(0.0, *(-float(found.table(of).min()) * cells[i].size for i, of in enumerate(asked)))
-        everybody = found.values[()] + missing
-        return Tables(self.strategy, {**found.values, (): everybody}, self.variances)
+        return found
 
-    def _moved(self, multipliers: Sequence[FloatArray]) -> "Tables":
-        """The residuals that `multipliers` on cells push away from where they came."""
+    def _moved(
+        self,
+        asked: Sequence[Attributes],
+        multipliers: Sequence[FloatArray],
+        free: Mapping[Attributes, FloatArray],
+    ) -> "Tables":
+        """The `free` residuals that `multipliers` on cells push away from where they came."""
         values = dict(self.values)
-        for of, multiplier in zip(self.strategy.widest, multipliers, strict=True):
+        for of, multiplier in zip(asked, multipliers, strict=True):
             for part in subsets(of):
-                if part in values:
-                    values[part] = values[part] + self.variances[part] * self._project(of, part, multiplier)
+                if part in free:
+                    values[part] = values[part] + free[part] * self._project(of, part, multiplier)
         return Tables(self.strategy, values, self.variances)
 
-    def _curvature(self) -> float:
+    def _curvature(self, asked: Sequence[Attributes], free: Mapping[Attributes, FloatArray]) -> float:
         """The largest eigenvalue of multipliers -> cells: one residual's variance, in each table that it is spread over."""
         sizes = self.strategy.sizes
-        spread: dict[Attributes, float] = dict.fromkeys(self.variances, 0.0)
-        for of in self.strategy.widest:
+        spread: dict[Attributes, float] = dict.fromkeys(free, 0.0)
+        for of in asked:
             for part in set(subsets(of)) & set(spread):
                 spread[part] += 1 / math.prod(sizes[name] for name in of if name not in part)
-        return max(float(self.variances[part].max()) * share for part, share in spread.items())
+        return max(float(free[part].max()) * share for part, share in spread.items())
 
     def _each(self, of: Attributes) -> list[FloatArray]:
         return [np.eye(self.strategy.sizes[name]) for name in of]

@@ -29,7 +29,7 @@ class Door:
         self._grid, self._federation = grid, federation
         contract = experiment.data_contract
         self._expected = {p.name for p in federation.plan.participants if contract.holds_label(p.kind)}
-        self._fixed = federation.plan.privacy.shared is not None
+        self._fixed = federation.plan.circle is not None
         self._asked = dict.fromkeys(federation.ids.values(), 1)  # at the start, just now
         self._waiting: set[str] = set()
 
