@@ -510,7 +510,7 @@ def test_one_histogram_more_costs_between_nothing_and_its_epsilon(
     )
 
 
-@pytest.mark.parametrize("cohorts", [[0.5], [0.1] * 8, [0.02] * 1000, [0.125] * 60, [1.0, 0.5, 0.02] * 3])
+@pytest.mark.parametrize("cohorts", [[0.5], [0.1] * 8, [0.125] * 60, [1.0, 0.5, 0.02] * 3])
 @pytest.mark.parametrize("noise", [None, 2.0, 8.0])
 def test_what_is_stated_of_histograms_covers_the_exact_composition(
     cohorts: list[float], noise: float | None
