@@ -93,12 +93,14 @@ class Series:
         place = np.ix_(rows, columns)
         return Series(self.name, self.agency, self.query, areas, months, self.counts[place], self.sd[place])
 
+    def called(self, name: str) -> "Series":
+        """The same series under another name."""
+        return Series(name, self.agency, self.query, self.areas, self.months, self.counts, self.sd)
+
     def without_gaps(self) -> "Series":
         """In the areas that have a count in every month."""
-        whole = np.isfinite(self.counts).all(1)
-        return self.within(
-            [area for area, known in zip(self.areas, whole, strict=True) if known], self.months
-        )
+        whole = np.flatnonzero(np.isfinite(self.counts).all(1))
+        return self.within([self.areas[i] for i in whole], self.months)
 
     def total(self) -> "Series":
         """Over all areas: one area."""
@@ -137,7 +139,7 @@ class Sign:
 @final
 @dataclass(frozen=True)
 class Signs:
-    """All ordered pairs; and which share of each series' variation is noise, None where it has no variation."""
+    """All pairs that are `compared`, and which share of each series' variation is noise, None where it has no variation."""
 
     signs: tuple[Sign, ...]
     noise_share: Mapping[str, float | None]
@@ -153,18 +155,33 @@ def find_signs(
 ) -> Signs:
     """Every ordered pair at every lag, with intervals that hold together at `level`.
 
-    A pair leads where the interval at its best lag is on one side of 0, above or below; there is no sign where the intervals of
-    all lags are within `margin` of 0. Series have names of their own and the same months in a row. A pair
-    is compared in the areas that both have without a gap, and as totals where there are none.
-    `SignsError`: fewer than two series, or too few months. `seed` is that of the flips.
+    A pair leads where the interval at its best lag is on one side of 0, above or below; there is no sign where the
+    intervals of all lags are within `margin` of 0. Series have names of their own and the same months in a row. A pair is
+    taken in the areas that both have without a gap, and as totals where there are none.
+    `SignsError`: no two series to compare, or too few months. `seed` is that of the flips.
     """
     _check(series, max_lag)
     cut = {each.name: each.without_gaps() for each in series}
-    pairs = [_pair(cut[x.name], cut[y.name], max_lag) for x, y in permutations(series, 2)]
+    pairs = [_pair(cut[x.name], cut[y.name], max_lag) for x, y in compared(series)]
+    if not pairs:
+        raise SignsError("no two series can be compared: one is by area and month, the other by month alone")
     critical = _critical(pairs, level, seed)
     back = max_lag + PAST
     shares = {name: _panel(each, back).noise_share for name, each in cut.items()}
     return Signs(tuple(_judged(pair, critical, margin) for pair in pairs), shares)
+
+
+def compared(series: Sequence[Series]) -> list[tuple[Series, Series]]:
+    """Ordered pairs of series of different agencies; of one agency where there is no other.
+
+    A series by area is not compared with one that has a single area: it would be asked twice what its areas tell.
+    """
+    alone = len({each.agency for each in series}) == 1
+    return [
+        (x, y)
+        for x, y in permutations(series, 2)
+        if (alone or x.agency != y.agency) and (len(x.areas) == 1) == (len(y.areas) == 1)
+    ]
 
 
 def months_needed(areas: int, max_lag: int = MAX_LAG) -> int:
