@@ -270,13 +270,19 @@ class _Found:
 @final
 @dataclass(frozen=True)
 class _Pair:
-    """lags: what was found at each, or why nothing was.  inflation: of a standard error, for what was fitted."""
+    """lags: what was found at each, or why nothing was.  left: the share of the numbers that were not fitted."""
 
     x: str
     y: str
     areas: tuple[str, ...]
-    inflation: float
+    left: float
     lags: tuple[_Found | str, ...]
+
+    @property
+    def inflation(self) -> float:
+        """Of a standard error: what was fitted makes residuals smaller than errors. The root of all numbers over those
+        left, and the whole of it in few areas (HC1 and HC3: MacKinnon and White, Journal of Econometrics 1985)."""
+        return 1 / math.sqrt(self.left) if len(self.areas) >= MANY_AREAS else 1 / self.left
 
 
 def _pair(x: Series, y: Series, max_lag: int) -> _Pair:
@@ -295,14 +301,12 @@ def _pair(x: Series, y: Series, max_lag: int) -> _Pair:
         if panel.noise_share is None:
             return _Pair(x.name, y.name, areas, 1.0, (f"{each.name} does not vary",) * max_lag)
     lags = tuple(_at(x.name, y.name, ahead, behind, lag, back) for lag in range(1, max_lag + 1))
-    return _Pair(x.name, y.name, areas, _inflation(len(areas), len(months), len(months) - back), lags)
+    return _Pair(x.name, y.name, areas, _left(len(areas), len(months), len(months) - back), lags)
 
 
-def _inflation(areas: int, months: int, used: int) -> float:
-    """What was fitted makes residuals smaller than errors: sqrt(n / (n - fitted)), and its square in few areas
-    (HC1 and HC3: MacKinnon and White, Journal of Econometrics 1985)."""
-    left = 1 - (_taken_out(months) + 2 * PAST) / used
-    return 1 / math.sqrt(left * (1 - 1 / areas)) if areas >= MANY_AREAS else 1 / left
+def _left(areas: int, months: int, used: int) -> float:
+    """Of the numbers in `used` of the months, which share was not fitted: months, trends, seasons and pasts were."""
+    return (1 - (_taken_out(months) + 2 * PAST) / used) * (1 - 1 / areas if areas >= MANY_AREAS else 1)
 
 
 def _at(x: str, y: str, ahead: _Panel, behind: _Panel, lag: int, back: int) -> _Found | str:
@@ -354,19 +358,21 @@ def _clear(variance: float, products: FloatArray) -> bool:
 def _critical(pairs: Sequence[_Pair], level: float, seed: int) -> float:
     """The quantile of max |t| over all pairs and lags, when each block's sign in each area is drawn anew.
 
-    A flipped sum over the root of its squares is Student's t in disguise: t = s sqrt((m - 1) / (m - s^2)), m blocks.
+    A flipped sum over the root of its squares, s, is Student's t in disguise: t = s sqrt((m - 1) / (m - s^2)) with m
+    blocks, of which what was fitted has taken its share.
     """
-    told = [(pair.areas, found.units) for pair in pairs for found in pair.lags if isinstance(found, _Found)]
-    largest = np.zeros(FLIPS)
+    told = [(pair, found.units) for pair in pairs for found in pair.lags if isinstance(found, _Found)]
     if not told:
         return math.inf
     rng, blocks = np.random.default_rng(seed), told[0][1].shape[1]
-    names = sorted({area for areas, _ in told for area in areas})
+    names = sorted({area for pair, _ in told for area in pair.areas})
     flips = dict(zip(names, rng.choice([-1.0, 1.0], (len(names), FLIPS, blocks)), strict=True))
-    for areas, units in told:
-        sums = sum(flips[area] @ unit for area, unit in zip(areas, units, strict=True))
-        s2 = np.minimum(np.asarray(sums) ** 2 / (units**2).sum(), units.size - TINY)
-        largest = np.maximum(largest, s2 * (units.size - 1) / (units.size - s2))
+    largest = np.zeros(FLIPS)
+    for pair, units in told:
+        sums = np.sum([flips[area] @ unit for area, unit in zip(pair.areas, units, strict=True)], axis=0)
+        m = max(units.size * pair.left, 2.0)
+        s2 = np.minimum(sums**2 / (units**2).sum(), m - 1 / FLIPS)
+        largest = np.maximum(largest, s2 * (m - 1) / (m - s2))
     return math.sqrt(float(np.quantile(largest, level, method="higher")))
 
 
