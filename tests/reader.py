@@ -60,7 +60,9 @@ class Reader:
 
     def type(self, line: str, who: str = "police", words: Mapping[str, str] | None = None) -> str:
         """Run a line, as `who` would: what it prints. `words`: what stands for a word in capitals, as PLAN."""
-        typed = [(words or {}).get(word, word).replace("9092", self.port) for word in shlex.split(line)]
+        for name, value in {"9092": self.port, **(words or {})}.items():
+            line = re.sub(rf"\b{name}\b", value, line)
+        typed = shlex.split(line)
         call = [sys.executable, "-P", "-m", MODULES[typed[0]], *typed[1:]]
         home = environment(self.folder / f"home-{who}") | {"COLUMNS": "200"}
         if {typed[1], typed[2]} & set(STAYS):
