@@ -32,7 +32,7 @@ def about(plan: Plan, contract: Contract, agency: str) -> list[str]:
     return [
         f"a map: {design.numbers:,} noised counts of the people here leave once, {_how(plan)}",
         _price(plan, contract),
-        f"counted by the columns {', '.join(workload.columns)}",
+        f"counted by the columns {', '.join(sorted(workload.columns))}",
         *(f"- {in_words(query, workload)} ({_noise(query, design, plan)})" for query in workload.queries),
     ]
 
