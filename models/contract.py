@@ -272,6 +272,30 @@ class Practice:
         return np.asarray(codes(values, dict.fromkeys(self.positive, 1)) == 1)
 
 
+MatchRule = Literal["identifier", "initial-surname-born", "name-born-postcode"]
+
+
+@final
+@dataclass(frozen=True)
+class Match:
+    """What says that a person of one agency is a person of another: columns of which `rule` makes one key.
+
+    Read for a cohort alone: no feature, no group, and nothing that training needs. name: forenames first, the surname
+    last. The rules and what they miss: `models.matchkey`, docs/matching.md.
+    """
+
+    rule: MatchRule
+    identifier: str | None = None
+    name: tuple[str, ...] = ()
+    born: str | None = None
+    postcode: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that the rule reads."""
+        return tuple(name for name in (self.identifier, *self.name, self.born, self.postcode) if name)
+
+
 @final
 @dataclass(frozen=True)
 class Unit:
@@ -303,6 +327,7 @@ class Contract:
     intensity: Intensity | None = None
     lead_time: LeadTime | None = None
     practice: Practice | None = None
+    match: Match | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Contract":
@@ -366,6 +391,11 @@ class Contract:
     def user_columns(self) -> tuple[str, ...]:
         """The columns of `intensity`, `lead_time` and `practice`: only whoever holds the label needs them."""
         return tuple(each.column for each in (self.intensity, self.lead_time, self.practice) if each)
+
+    @property
+    def match_columns(self) -> tuple[str, ...]:
+        """The columns of `match`, which `needs` leaves out: only a cohort reads them."""
+        return self.match.columns if self.match else ()
 
     @cached_property
     def users_shape(self) -> tuple[int, int, int, int] | None:

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from models.contract import (
@@ -25,6 +26,8 @@ from models.contract import (
     Label,
     LeadTime,
     Level,
+    Match,
+    MatchRule,
     Number,
     Ordinal,
     Practice,
@@ -41,6 +44,14 @@ TYPES: tuple[Literal["number", "ordinal", "category", "flag"], ...] = (
     "category",
     "flag",
 )
+MATCH_RULES: Mapping[MatchRule, tuple[str, ...]] = MappingProxyType(
+    {
+        "identifier": ("identifier",),
+        "initial-surname-born": ("name", "born"),
+        "name-born-postcode": ("name", "born", "postcode"),
+    }
+)
+"""Rule -> the settings that it reads, all of them."""
 UNITS: tuple[Literal["person", "row"], ...] = ("person", "row")
 
 
@@ -67,6 +78,7 @@ def read(values: Mapping[str, Any]) -> tuple[Contract, tuple[str, ...]]:
         intensity=_intensity(top),
         lead_time=_lead_time(top),
         practice=_practice(top),
+        match=_match(top),
     )
     top.close()
     return contract, tuple(dict.fromkeys((*top.problems, *_rules(contract))))
@@ -241,6 +253,39 @@ def _practice(top: Section) -> Practice | None:
     return found
 
 
+def _match(top: Section) -> Match | None:
+    """`match: {identifier: COLUMN}`, or `{name: [COLUMN, ...], born: COLUMN}` with a postcode or without."""
+    if top.take("match") is None:
+        return None
+    section = top.section("match")
+    said = section.choice("rule", tuple(MATCH_RULES))
+    rule: MatchRule = said or (
+        "identifier"
+        if "identifier" in section
+        else "name-born-postcode"
+        if "postcode" in section
+        else "initial-surname-born"
+    )
+    found = Match(
+        rule,
+        section.optional_text("identifier"),
+        section.texts("name") if "name" in section else (),
+        section.optional_text("born"),
+        section.optional_text("postcode"),
+    )
+    section.close()
+    for key in ("identifier", "name", "born", "postcode"):
+        if key in MATCH_RULES[rule] and not getattr(found, key):
+            section.say(key, f"is required by the rule {rule}, which reads {' and '.join(MATCH_RULES[rule])}")
+        elif key not in MATCH_RULES[rule] and getattr(found, key):
+            section.say(
+                key, f"must be left out: the rule {rule} reads {' and '.join(MATCH_RULES[rule])} alone"
+            )
+    if rule == "initial-surname-born" and len(found.name) == 1:
+        section.say("name", "must list two columns for the rule initial-surname-born: forename, then surname")
+    return found
+
+
 def _block(name: str, section: Section) -> Block:
     block = Block(name, section.texts("held_by"))
     section.close()
@@ -294,6 +339,7 @@ def _rules(contract: Contract) -> Iterator[str]:
     yield from _kind_rules(contract)
     yield from _group_rules(contract)
     yield from _user_rules(contract)
+    yield from _match_rules(contract)
 
 
 def _column_rules(contract: Contract) -> Iterator[str]:
@@ -389,3 +435,24 @@ def _user_rules(contract: Contract) -> Iterator[str]:
             f"intensity, lead_time and practice must have at most {MAX_USER_CELLS} combinations, got "
             f"{math.prod(shape)}: declare fewer levels or edges"
         )
+
+
+def _match_rules(contract: Contract) -> Iterator[str]:
+    """What names a person is for matching alone; only an identifier may be the column of the unit as well."""
+    unit, match = contract.unit, contract.match
+    if match is None:
+        return
+    taken = {name: "another part of it" for name, uses in Counter(match.columns).items() if uses > 1}
+    taken |= {column.name: "a feature" for column in contract.columns}
+    taken |= {group.column: f"the column of the group {group.name}" for group in contract.groups}
+    taken |= dict.fromkeys(contract.user_columns, "a column of intensity, lead_time or practice")
+    roles = {"label": contract.label.column, "unit.order_by": unit.order_by, "split": contract.split}
+    roles |= {"site": contract.site, "unit": unit.column}
+    taken |= {name: f"the column of {role}" for role, name in roles.items() if name}
+    if unit.column and unit.column == match.identifier:
+        del taken[unit.column]
+    yield from (
+        f"match: the column {name!r} must not be {taken[name]} too: it tells who a person is, and only a cohort reads it"
+        for name in dict.fromkeys(match.columns)
+        if name in taken
+    )

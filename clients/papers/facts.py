@@ -17,6 +17,7 @@ from clients.records.sources import find_source
 from federation import installed
 from federation.release import VIEWERS
 from models.contract import Category, Column, Contract, Number, Ordinal
+from models.matchkey import WORDS
 
 COMPETENT = ("police", "probation", "prison", "prisons", "prosecution", "youth-justice", "youth-offending")
 
@@ -203,6 +204,7 @@ def _others(contract: Contract, kind: str | None) -> list[tuple[str, str, str, s
     found.append(
         (contract.split, "says who trains and who tests", "train, tune or test", "the part of a person")
     )
+    found += _of_match(contract)
     return [(name, role, values, said) for name, role, values, said in found if name is not None]
 
 
@@ -220,6 +222,15 @@ def _of_users(contract: Contract) -> list[tuple[str, str, str, str]]:
         values = f"flagged: {', '.join(practice.positive)}"
         found.append((practice.column, "today's practice, never a feature", values, practice.description))
     return found
+
+
+def _of_match(contract: Contract) -> list[tuple[str, str, str, str]]:
+    """What tells whether a person is known elsewhere."""
+    if contract.match is None:
+        return []
+    said = f"Two agencies know one person: {WORDS[contract.match.rule]}"
+    role = "makes a match key for a cohort alone, never a feature"
+    return [(name, role, "text", said) for name in contract.match.columns]
 
 
 def _values(column: Column) -> str:
