@@ -27,7 +27,7 @@ import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, NoReturn, get_args
 
@@ -136,8 +136,8 @@ def steps_of(events: Iterable[Event]) -> Counter[Event]:
 
 
 def merged(steps: Mapping[Event, int]) -> tuple[Event, ...]:
-    """The inverse of `steps_of`, equal events merged."""
-    return tuple(replace(event, steps=count) for event, count in steps.items() if count)
+    """The inverse of `steps_of`, equal events merged where one event can have several steps."""
+    return tuple(each for event, count in steps.items() if count for each in event.repeated(count))
 
 
 class Tally:
@@ -398,15 +398,14 @@ def _worst(parts: Mapping[Part, int]) -> int:
 
 @functools.lru_cache(maxsize=65_536)
 def _one_step(event: Event) -> Event:
-    return replace(event, steps=1)
+    return event.one_step()
 
 
 @functools.lru_cache(maxsize=65_536)
 def _units(event: Event, viewer: Viewer, order: int) -> int:
     """Divergence at `order` of one step of `event`, in units, rounded up."""
     try:
-        draw = draw_of(event, viewer)
-        divergence = renyi.rdp(draw.noise_multiplier, draw.sample_rate, order, draw.closure or 0.0)
+        divergence = draw_of(event, viewer).divergence(order)
     except ArithmeticError:  # a number beyond floats: no bound can be computed
         return UNBOUNDED
     return math.ceil(divergence * UNITS) if divergence < UNITS else UNBOUNDED

@@ -1,9 +1,10 @@
 """Randomness of a deployed node: one ChaCha20 keystream, and what is drawn from it.
 
 `gaussian` (the noise of DP-SGD, float32) and `poisson_batches` (who is in a batch) are right up to a stated
-rounding. `discrete_gaussian` is exact: from ideal bits every integer would have exactly its probability.
+rounding. `discrete_gaussian` and `discrete_laplace` are exact: from ideal bits every integer would have exactly
+its probability.
 
-Its method is block and accept (Karney, Sampling exactly from the normal distribution, ACM TOMS 2016,
+The Gaussian's method is block and accept (Karney, Sampling exactly from the normal distribution, ACM TOMS 2016,
 arXiv:1303.6257) on whole arrays. The integers are cut into blocks of m = 2^b; 64 bits are one proposal:
 
     14 bits  slot  of a table in which block k holds W_k of the 2^14 slots
@@ -25,7 +26,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import MAX_EMAX, MIN_EMIN, Context
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Self, final
@@ -36,6 +37,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 MAX_VARIANCE = 2**52
+LEAST_EPSILON = 1e-6
 
 SLOT_BITS, U_BITS, J_BITS = 14, 26, 24
 SLOTS = 1 << SLOT_BITS
@@ -143,6 +145,80 @@ def discrete_gaussian(stream: Stream, n: int, variance: int) -> np.ndarray:
         drawn[done : done + len(kept)] = kept
         done += len(kept)
     return drawn
+
+
+def discrete_laplace(stream: Stream, n: int, epsilon: float) -> np.ndarray:
+    """n independent draws of the discrete Laplace distribution, int64, exact:
+
+        P(Y = y) = tanh(epsilon / 2) exp(-epsilon |y|)
+
+    for the number that the float64 `epsilon` is, from 10^-6 (Ghosh, Roughgarden, Sundararajan, 2009,
+    arXiv:0811.2841; Canonne, Kamath, Steinke, 2020, arXiv:2004.00010, sample it exactly too). Y = G - G', both
+    geometric: G = floor(-ln U / epsilon), as G >= j where U <= exp(-epsilon j). The first 64 bits of U decide in
+    float64 where that leaves no doubt by more than `MARGIN`; else decimal arithmetic does, with as many more bits as
+    it takes (`_geometric`), so that nothing is cut off. Exact has the same two limits as the Gaussian: the keystream,
+    and int64, beyond which is an OverflowError. ValueError for another epsilon and for n < 0.
+
+    Nothing is rejected: every draw takes the same bits and time, but for those in doubt (about one in 10^9 at
+    epsilon 0.01, and whoever can time those learns which value is close to a boundary of U, not which value).
+    """
+    if not LEAST_EPSILON <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be at least {LEAST_EPSILON:g} and finite, got {epsilon}")
+    if n < 0:
+        raise ValueError(f"the number of draws must be 0 or more, got {n}")
+    drawn = np.empty(n, np.int64)
+    for start in range(0, n, CHUNK):
+        part = drawn[start : start + CHUNK]
+        geometric = _geometrics(stream, 2 * len(part), float(epsilon))
+        np.subtract(geometric[: len(part)], geometric[len(part) :], out=part)
+    return drawn
+
+
+# --- geometric draws by inversion ---------------------------------------------------------------------
+
+
+def _geometrics(stream: Stream, n: int, epsilon: float) -> np.ndarray:
+    """n draws with P(G >= j) = exp(-epsilon j), int64.
+
+    U is in [u, u + 1) 2^-64, so t = -ln(u 2^-64) is above -ln U by 1 / u at most. numpy's log is off by less than
+    t 2^-49, and the quotient adds 2^-53 of itself: `MARGIN` (2^-40) of t and one of 1 cover both.
+    """
+    u = stream.uint64(n)
+    at_least_1 = np.maximum(u, np.uint64(1)).astype(np.float64)
+    t = -np.log(at_least_1 * 2.0**-64)
+    slack = MARGIN * (1 + t)
+    most = np.floor((t + slack) / epsilon)
+    doubtful = np.floor((t - slack - 1 / at_least_1) / epsilon) != most
+    drawn = most.astype(np.int64)
+    for i in np.flatnonzero(doubtful | (u == 0)):
+        drawn[i] = _geometric(stream, int(u[i]), Fraction(epsilon))
+    return drawn
+
+
+def _geometric(stream: Stream, u: int, epsilon: Fraction) -> int:
+    """floor(-ln U / epsilon) for the U in [0, 1) that starts with the 64 bits of u. Exact.
+
+    Further bits of U are drawn, 64 at a time, only while those known do not decide.
+    """
+    bits, digits = 64, 40
+    while True:
+        if u:
+            high, low = _minus_log(u, bits, digits)[1], _minus_log(u + 1, bits, digits)[0]
+            if high // epsilon == max(low, Fraction(0)) // epsilon:
+                return int(high // epsilon)
+        u, bits, digits = u << 64 | int.from_bytes(stream.bytes(8)), bits + 64, digits + 20
+
+
+def _minus_log(u: int, bits: int, digits: int) -> tuple[Fraction, Fraction]:
+    """Two fractions with -ln(u 2^-bits) between them, about bits x 10^(1 - digits) apart.
+
+    It is bits ln 2 - ln u. Both logarithms are correctly rounded to d digits (decimal's promise), and neither term is
+    above `bits`, so each is off by less than bits 10^(1 - d) / 2. The bounds allow twice that.
+    """
+    context = Context(prec=digits, Emin=MIN_EMIN, Emax=MAX_EMAX)
+    value = bits * Fraction(context.ln(Decimal(2))) - Fraction(context.ln(Decimal(u)))
+    slack = 2 * bits * Fraction(1, 10 ** (digits - 1))
+    return value - slack, value + slack
 
 
 # --- blocks and their weights -------------------------------------------------------------------------

@@ -14,6 +14,13 @@ from federation.release import Event
 from federation.stats import StatsPlan
 
 RULE = re.compile(r"^([a-z0-9_.-]{1,100}): ")  # how a sentence of the policy begins
+_WHAT: dict[str, lines.What] = {
+    "train": "training",
+    "users": "users table",
+    "stats": "statistic",
+    "map": "map",
+    "cohort": "cohort",
+}
 _TABLES: dict[str, lines.What] = {"tune": "tune table", "test": "test table"}
 
 
@@ -77,8 +84,4 @@ def _more(order: Order) -> dict[str, Any]:
 
 
 def _what(event: Event) -> lines.What:
-    if event.kind == "train":
-        return "training"
-    if event.kind == "users":
-        return "users table"
-    return "statistic" if event.kind == "stats" else _TABLES[event.part]
+    return _TABLES[event.part] if event.kind == "evaluate" else _WHAT[event.kind]

@@ -25,7 +25,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def train_plan(experiment: Experiment) -> TrainPlan:
 
 def events_of(plan: TrainPlan) -> tuple[Event, ...]:
     """`plan.releases()`, equal ones merged: training, the tune tables if there are any, the test table."""
-    return tuple(replace(event, steps=event.steps * n) for event, n in Counter(plan.releases()).items())
+    return tuple(each for event, n in Counter(plan.releases()).items() for each in event.repeated(n))
 
 
 def costs(plan: TrainPlan, agencies: int) -> dict[Viewer, Cost]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from federation.experiment import Experiment
 from federation.plan import Participant, TrainPlan
-from federation.privacy import Event, SharedRelease, epsilon, noise_for
+from federation.privacy import SharedRelease, epsilon, noise_for
+from federation.release import GaussianEvent
 from models import risk
 from models.features import layout
 
@@ -172,7 +173,7 @@ def _people(plan: TrainPlan, members: Sequence[Participant]) -> float:
     return sum(member.public_size for member in members) * plan.train_fraction
 
 
-def _table_noise(release: Event, tables: int, agencies: int) -> TableNoise:
+def _table_noise(release: GaussianEvent, tables: int, agencies: int) -> TableNoise:
     if isinstance(release, SharedRelease):
         own = math.sqrt(release.share_variance) / release.sensitivity
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from federation import masks
-from federation.release import Event, Release, SharedRelease
+from federation.release import GaussianEvent, Release, SharedRelease
 from models.contract import MAX_USER_CELLS
 from models.spec import ModelSpec
 
@@ -241,7 +241,7 @@ class PrivacyPlan(Agreed):
         variance = max(event.share_variance for event in events if isinstance(event, SharedRelease))
         return masks.limit_for(self.shared.bits, len(self.shared.agencies), math.sqrt(variance))
 
-    def gradient_release(self, steps: int) -> Event:
+    def gradient_release(self, steps: int) -> GaussianEvent:
         """What `steps` clipped and noised sums of gradients cost."""
         common: dict[str, Any] = {"kind": "train", "part": "train", "sample_rate": self.sample_rate}
         if self.shared is None:
@@ -249,7 +249,7 @@ class PrivacyPlan(Agreed):
         sensitivity = self.shared.gradient_sensitivity
         return self._shared(sensitivity, self.noise_multiplier, self.shared.parameters, steps, **common)
 
-    def table_release(self, part: Part) -> Event:
+    def table_release(self, part: Part) -> GaussianEvent:
         """What one table of counts over `part` costs: one release of sensitivity 1 person."""
         sigma = self.tune_sigma if part == "tune" else self.test_sigma
         common: dict[str, Any] = {"kind": "evaluate", "part": part, "sample_rate": 1.0}
@@ -257,7 +257,7 @@ class PrivacyPlan(Agreed):
             return Release(noise_multiplier=sigma, steps=1, **common)
         return self._shared(float(self.shared.steps_per_person), sigma, self.shared.cells, 1, **common)
 
-    def users_release(self, cells: int) -> Event:
+    def users_release(self, cells: int) -> GaussianEvent:
         """What one table of users over test people costs, of `cells` cells: as a score table, charged beside it."""
         common: dict[str, Any] = {"kind": "users", "part": "test", "sample_rate": 1.0}
         if self.shared is None:
@@ -424,15 +424,15 @@ class TrainPlan(Terms):
         """The declared share of people in the train part, (0, 1]."""
         return 1 - self.tune_fraction - self.test_fraction
 
-    def train_release(self) -> Event:
+    def train_release(self) -> GaussianEvent:
         """What one round of training costs."""
         return self.privacy.gradient_release(self.local.steps)
 
-    def table_release(self, part: Part) -> Event:
+    def table_release(self, part: Part) -> GaussianEvent:
         """What one score table on `part` costs."""
         return self.privacy.table_release(part)
 
-    def users_releases(self) -> tuple[Event, ...]:
+    def users_releases(self) -> tuple[GaussianEvent, ...]:
         """What the table of users costs that goes with one test table: one release, or none where there is no such."""
         return () if self.users is None else (self.privacy.users_release(self.users.cells),)
 
@@ -444,14 +444,14 @@ class TrainPlan(Terms):
         """This plan without its training: one table of test people, and no more."""
         return self.but(rounds=0, checkpoints=(), users=None, fairness=None, retest=retest)
 
-    def each_release(self) -> tuple[Event, ...]:
+    def each_release(self) -> tuple[GaussianEvent, ...]:
         """One of each release that the plan may ask for: training, a table of tune and of test people, one of users."""
         if self.retest is not None:
             return (self.table_release("test"),)
         tables = self.table_release("tune"), self.table_release("test")
         return (self.train_release(), *tables, *self.users_releases())
 
-    def releases(self) -> tuple[Event, ...]:
+    def releases(self) -> tuple[GaussianEvent, ...]:
         """Everything that this plan may take from one agency, if every round happens once: of a retest, one table."""
         train = [self.train_release()] * self.rounds
         tune = [self.table_release("tune")] * len(self.checkpoints)

@@ -6,14 +6,15 @@ never changes its meaning, and a new mechanism is a new type with its own `mecha
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, Self, get_args
 
-Kind = Literal["train", "evaluate", "users", "stats"]
+Kind = Literal["train", "evaluate", "users", "stats", "map", "cohort"]
 Part = Literal["train", "tune", "test", "all"]
 Viewer = Literal["public", "coordinator", "everybody"]
 VIEWERS: tuple[Viewer, ...] = get_args(Viewer)
+LEAST_EPSILON = 1e-6  # of a Laplace release: its noise has an sd of a million people
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Release:
 
     def __post_init__(self) -> None:
         _check_common(self)
+        _check_steps(self)
         noise = self.noise_multiplier
         require(
             isinstance(noise, Real) and (noise == 0 or 0.001 <= noise < math.inf),
@@ -45,6 +47,14 @@ class Release:
             "0 (no noise) or at least 0.001",
             noise,
         )
+
+    def one_step(self) -> Self:
+        """One draw of it."""
+        return replace(self, steps=1)
+
+    def repeated(self, times: int) -> tuple[Self, ...]:
+        """The same `times` times over, as one event."""
+        return (replace(self, steps=self.steps * times),)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `mechanism` names the type of event, so that a later type cannot be mistaken for it."""
@@ -83,6 +93,7 @@ class SharedRelease:
 
     def __post_init__(self) -> None:
         _check_common(self)
+        _check_steps(self)
         finite = isinstance(self.sensitivity, Real) and 0 < self.sensitivity < math.inf
         require(finite, "sensitivity", "above 0 and finite", self.sensitivity)
         for name in ("share_variance", "dimension", "agencies"):
@@ -111,6 +122,14 @@ class SharedRelease:
         """Std of the noise that `viewer` faces / sensitivity, dimensionless."""
         return math.sqrt(self.shares(viewer) * self.share_variance) / self.sensitivity
 
+    def one_step(self) -> Self:
+        """One draw of it."""
+        return replace(self, steps=1)
+
+    def repeated(self, times: int) -> tuple[Self, ...]:
+        """The same `times` times over, as one event."""
+        return (replace(self, steps=self.steps * times),)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with `mechanism`."""
         return {"mechanism": self.mechanism, **asdict(self)}
@@ -121,14 +140,58 @@ class SharedRelease:
         return cls(**_values_of(cls, values))
 
 
-Event = Release | SharedRelease
-_TYPES: Mapping[str, type[Release] | type[SharedRelease]] = {
-    cls.mechanism: cls for cls in (Release, SharedRelease)
-}
+@dataclass(frozen=True)
+class LaplaceRelease:
+    """One histogram of whole numbers over the people of `part`, with the agency's own discrete Laplace noise.
+
+    One person is in one cell, once: adding or removing them moves that cell by 1 and no other (L1 sensitivity 1).
+    Each cell gets noise P(k) = tanh(epsilon/2) exp(-epsilon |k|) of its own (Ghosh, Roughgarden, Sundararajan 2009,
+    arXiv:0811.2841), so the whole histogram is `epsilon`-DP at δ = 0, however many cells it has. `epsilon` is a
+    parameter of the noise, from `LEAST_EPSILON`; what it means beside other releases is for the accountant to say.
+    """
+
+    mechanism: ClassVar[str] = "discrete-laplace"
+    steps: ClassVar[int] = 1  # a second histogram is a second event
+
+    kind: Kind
+    part: Part
+    epsilon: float
+    split_id: str = ""
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(
+            isinstance(self.epsilon, Real) and LEAST_EPSILON <= self.epsilon < math.inf,
+            "epsilon",
+            f"at least {LEAST_EPSILON:g} and finite",
+            self.epsilon,
+        )
+
+    def one_step(self) -> Self:
+        """Itself: it is one draw."""
+        return self
+
+    def repeated(self, times: int) -> tuple[Self, ...]:
+        """The same `times` times over."""
+        return (self,) * times
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with `mechanism`."""
+        return {"mechanism": self.mechanism, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. ValueError for another mechanism, a missing, unknown or wrong value."""
+        return cls(**_values_of(cls, values))
+
+
+GaussianEvent = Release | SharedRelease
+Event = GaussianEvent | LaplaceRelease
+_TYPES: Mapping[str, type[Event]] = {cls.mechanism: cls for cls in (Release, SharedRelease, LaplaceRelease)}
 
 
 def event_from_dict(values: Mapping[str, Any]) -> Event:
-    """The event that `to_dict` of either type wrote; ValueError for anything else."""
+    """The event that `to_dict` of any type wrote; ValueError for anything else."""
     mechanism = values.get("mechanism")
     require(
         isinstance(mechanism, str) and mechanism in _TYPES, "mechanism", f"one of {sorted(_TYPES)}", mechanism
@@ -145,13 +208,16 @@ def require(holds: bool, name: str, rule: str, found: object) -> None:
 def _check_common(event: Event) -> None:
     require(event.kind in get_args(Kind), "kind", f"one of {get_args(Kind)}", event.kind)
     require(event.part in get_args(Part), "part", f"one of {get_args(Part)}", event.part)
-    rate = event.sample_rate
-    require(isinstance(rate, Real) and 0 < rate <= 1, "sample_rate", "in (0, 1]", rate)
-    require(type(event.steps) is int and event.steps >= 1, "steps", "a whole number from 1", event.steps)
     require(type(event.split_id) is str, "split_id", "text", event.split_id)
 
 
-def _values_of(cls: type[Release] | type[SharedRelease], values: Mapping[str, Any]) -> dict[str, Any]:
+def _check_steps(event: GaussianEvent) -> None:
+    rate = event.sample_rate
+    require(isinstance(rate, Real) and 0 < rate <= 1, "sample_rate", "in (0, 1]", rate)
+    require(type(event.steps) is int and event.steps >= 1, "steps", "a whole number from 1", event.steps)
+
+
+def _values_of(cls: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that `to_dict` wrote, all there and none else (`split_id` may be left out)."""
     rest = dict(values)
     mechanism = rest.pop("mechanism", None)

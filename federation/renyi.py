@@ -1,4 +1,4 @@
-"""Rényi divergence at whole orders: of one step, and as a budget that is fixed in advance.
+"""Rényi divergence: of one step, and as a budget at a whole order that is fixed in advance.
 
 One step. Poisson sampling with rate q of a mechanism that adds noise of std z x sensitivity. At a whole
 order a the divergence of (1-q) mu_0 + q mu_1 from mu_0 is, term by term of the binomial,
@@ -16,6 +16,13 @@ of the discrete Gaussian with the summed variance by at most t (Kairouz, Liu, St
 arXiv:2102.06387, Thm. 5: t = 10 sum_{k=1}^{n-1} exp(-2 pi^2 v k / (k+1)) for n shares of variance v), so on
 p coordinates every mixture of its shifts is within p t of the same mixture of the discrete Gaussian's, and
 D_a grows by at most (2a - 1)/(a - 1) p t in either direction: a densities above, a - 1 below.
+
+Discrete Laplace noise P(k) ~ p^|k|, p = exp(-ε), under a shift by 1 has, at every order a > 1,
+
+    sum_k P(k)^a P(k-1)^(1-a) = (p^(1-a) + p^a) / (1 + p) = 1 + (p^(1-a) - 1)(1 - p^a) / (1 + p)
+
+(two geometric series: k <= 0, where P(k) / P(k-1) = e^ε, and k >= 1, where it is e^-ε; Mironov 2017,
+arXiv:1702.07476, Prop. 6, for the continuous one). k -> 1 - k swaps P(k) and P(k-1), so both directions are the same.
 
 A budget. At one order that is fixed before anything is spent, "stop before the sum of divergences exceeds
 B" keeps every adaptive choice within (a, B)-RDP (Feldman & Zrnic 2021, arXiv:2008.11193, Thm. 3.1). RDP becomes (ε, δ)
@@ -57,6 +64,22 @@ def rdp(noise_multiplier: float, sample_rate: float, order: int, closure: float 
     peak = float(log_terms.max())
     log_excess = peak + math.log(float(np.exp(log_terms - peak).sum()))
     return float(np.logaddexp(0.0, log_excess)) / (a - 1) + apart
+
+
+def laplace(epsilon: float, order: float) -> float:
+    """Rényi divergence at any `order` > 1, inf too, of one whole number with discrete Laplace noise, moved by 1.
+
+    Exact, in (0, epsilon], and at most order epsilon^2 / 2. `epsilon` above 0 is that of the noise.
+    """
+    if not order > 1:
+        raise ValueError(f"order must be above 1, got {order!r}")
+    if order == math.inf:
+        return epsilon
+    upper, lower = (order - 1) * epsilon, order * epsilon
+    excess = (
+        upper + math.log(-math.expm1(-upper)) + math.log(-math.expm1(-lower)) - math.log1p(math.exp(-epsilon))
+    )
+    return min(epsilon, float(np.logaddexp(0.0, excess)) / (order - 1))
 
 
 def closure(share_variance: float, shares: int, dimension: int) -> float:

@@ -280,8 +280,8 @@ MatchRule = Literal["identifier", "initial-surname-born", "name-born-postcode"]
 class Match:
     """What says that a person of one agency is a person of another: columns of which `rule` makes one key.
 
-    Read for a cohort alone: no feature, no group, and nothing that training needs. name: forenames first, the surname
-    last. The rules and what they miss: `models.matchkey`, docs/matching.md.
+    Read for a cohort alone: no feature, no group, and nothing that training needs. name: the column of the
+    forenames and that of the surname, or one with both, forenames first. The rules and what they miss: `models.matchkey`, docs/matching.md.
     """
 
     rule: MatchRule

@@ -274,6 +274,9 @@ def _match(top: Section) -> Match | None:
         section.optional_text("postcode"),
     )
     section.close()
+    if said is None and not found.columns:
+        top.say("match", "must name an identifier, or name and born, with a postcode or without")
+        return None
     for key in ("identifier", "name", "born", "postcode"):
         if key in MATCH_RULES[rule] and not getattr(found, key):
             section.say(key, f"is required by the rule {rule}, which reads {' and '.join(MATCH_RULES[rule])}")
@@ -281,8 +284,8 @@ def _match(top: Section) -> Match | None:
             section.say(
                 key, f"must be left out: the rule {rule} reads {' and '.join(MATCH_RULES[rule])} alone"
             )
-    if rule == "initial-surname-born" and len(found.name) == 1:
-        section.say("name", "must list two columns for the rule initial-surname-born: forename, then surname")
+    if len(found.name) > 2:
+        section.say("name", "must list two columns, forenames and surname, or one that has both")
     return found
 
 

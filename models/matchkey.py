@@ -23,7 +23,7 @@ WORDS: Final[Mapping[MatchRule, str]] = MappingProxyType(
     {
         "identifier": "the same identifier",
         "initial-surname-born": "the same first initial, surname and date of birth",
-        "name-born-postcode": "the same forenames, surname, date of birth and postcode",
+        "name-born-postcode": "the same first forename, surname, date of birth and postcode",
     }
 )
 """What "the same person" means by each rule."""
@@ -50,22 +50,36 @@ _NOBODYS_DAY = frozenset({"1900-01-01", "1901-01-01", "1970-01-01"})  # what sys
 _NO_POSTCODE = re.compile(r"ZZ99.*")  # the NHS's pseudo postcodes: no fixed abode, not known, abroad
 
 
-def letters(text: str) -> str:
-    """A part of a name as lower-case letters alone: no accent, apostrophe, hyphen, space, title or suffix; "" for none.
+def words(text: str) -> list[str]:
+    """The words of a name in lower-case letters alone: without accents, apostrophes, a title before or a suffix behind.
 
-    What is left of a letter that does not decompose is its usual spelling (ø is o, ß is ss). Letters of other
-    scripts stay. `letters(letters(x)) == letters(x)`.
+    Hyphens and spaces part words. What is left of a letter that does not decompose is its usual spelling (ø is o, ß is
+    ss). Letters of other scripts stay. [] for none, and for what says that it is not known.
     """
     plain = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text)).casefold()
     plain = _APOSTROPHES.sub("", unicodedata.normalize("NFKD", plain)).translate(_LETTERS)
     plain = "".join(c for c in plain if not unicodedata.category(c).startswith(("M", "Lm")))
-    words = [word for word in _BETWEEN_WORDS.split(plain) if word]
-    while len(words) > 1 and words[0] in _TITLES:
-        words.pop(0)
-    while len(words) > 1 and words[-1] in _SUFFIXES:
-        words.pop()
-    found = "".join(words)
-    return "" if found in _NO_NAME else found
+    found = [word for word in _BETWEEN_WORDS.split(plain) if word]
+    while len(found) > 1 and found[0] in _TITLES:
+        found.pop(0)
+    while len(found) > 1 and found[-1] in _SUFFIXES:
+        found.pop()
+    return [] if "".join(found) in _NO_NAME else found
+
+
+def letters(text: str) -> str:
+    """`words` as one: Smith-Jones, Smith Jones and SmithJones are "smithjones"; `letters(letters(x)) == letters(x)`."""
+    return "".join(words(text))
+
+
+def first_word(text: str) -> str:
+    """The first of `words`, "" for none: of Sarah Jane and Sarah-Jane "sarah"."""
+    return next(iter(words(text)), "")
+
+
+def last_word(text: str) -> str:
+    """The last of `words` where there are two or more, else "": the surname of a cell with the whole name."""
+    return words(text)[-1] if len(words(text)) > 1 else ""
 
 
 def day(text: str) -> str:
@@ -113,13 +127,9 @@ def match_keys(match: Match, columns: Mapping[str, np.ndarray]) -> list[str | No
     texts of different people differ; the rule is the first.
     """
     parts = [_parts(columns[name], read) for name, read in _readers(match)]
+    if match.rule == "initial-surname-born":
+        parts[0] = [forename[:1] for forename in parts[0]]
     rule = _framed(match.rule)
-    if match.rule == "initial-surname-born":  # the first letter of the first forename
-        first, *_, surname, born = parts
-        parts = [[text and text[0] for text in first], surname, born]
-    elif match.rule == "name-born-postcode":
-        *names, born, place = parts
-        parts = [["".join(name) for name in zip(*names, strict=True)], born, place]
     return [rule + "".join(map(_framed, each)) if all(each) else None for each in zip(*parts, strict=True)]
 
 
@@ -142,10 +152,13 @@ def buckets_of(keys: Sequence[str | None], secret: bytes, buckets: int) -> NDArr
 
 
 def _readers(match: Match) -> list[tuple[str, Callable[[str], str]]]:
-    """Each column with how its cells are read, in the order of `match.columns`."""
-    found: list[tuple[str, Callable[[str], str]]] = [(name, letters) for name in match.name]
-    others = ((match.identifier, identifier), (match.born, day), (match.postcode, postcode))
-    return found + [(name, read) for name, read in others if name is not None]
+    """Each column with how its cells are read: forename, surname (which may be in one cell), then the others."""
+    found: list[tuple[str | None, Callable[[str], str]]] = []
+    if match.name:
+        surname = letters if len(match.name) > 1 else last_word
+        found = [(match.name[0], first_word), (match.name[-1], surname)]
+    found += [(match.identifier, identifier), (match.born, day), (match.postcode, postcode)]
+    return [(name, read) for name, read in found if name is not None]
 
 
 def _parts(values: np.ndarray, read: Callable[[str], str]) -> list[str]:

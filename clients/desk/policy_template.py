@@ -26,7 +26,9 @@ POLICY = """\
 
 # What may leave, always with noise: "train" (changes of a model), "evaluate" (tables of scores and outcomes), "users"
 # (a table of who is flagged by use of services, lead time and today's practice, as far as the contract declares them),
-# "stats" (quantiles of one column); and the columns that may be asked for.
+# "stats" (quantiles of one column), "map" (counts of people by levels of permitted columns, as tables), "cohort" (a
+# histogram of keyed hashes of people's match keys, of which only the number of people in common is read); and the columns
+# whose statistics may be asked for.
 #: releases = ["train", "evaluate"]
 #: stats_columns = ["age"]
 

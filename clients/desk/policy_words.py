@@ -13,6 +13,9 @@ KINDS = {
     "evaluate": "tables of scores and outcomes",
     "users": "tables of use of services, lead time and today's practice",
     "stats": "statistics of one column",
+    "map": "maps (counts of people by levels of permitted columns, as tables)",
+    "cohort": "cohorts (a histogram of keyed hashes of people's match keys, of which only the number of people in "
+    "common is read)",
 }
 
 

@@ -6,7 +6,7 @@ a limit may show more than the sentence above it, never less than was lost.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from clients.folder import read_node_file
 from clients.ledger import Entry, Ledger
 from clients.policy import read_policy
 from federation.privacy import epsilon
-from federation.release import VIEWERS, Event, Release, Viewer
+from federation.release import VIEWERS, Event, Kind, SharedRelease, Viewer
 
 DELTA = 1e-5  # where a policy has no budget
 WHO: dict[Viewer, str] = {
@@ -31,11 +31,13 @@ BEFORE = PlanFacts("", "", "(before plans were recorded)", "(before plans were r
 
 @dataclass(frozen=True)
 class Left:
-    """What left: training steps, noisy tables of counts, noisy statistics, and by how many orders."""
+    """What left: training steps, noisy tables of counts, statistics, maps and cohorts, and by how many orders."""
 
     steps: int
     tables: int
     statistics: int
+    maps: int
+    cohorts: int
     orders: int
 
 
@@ -151,6 +153,8 @@ def in_words(left: Left) -> str:
         _times(left.tables, "noisy table"),
         _times(left.steps, "noisy training step"),
         _times(left.statistics, "noisy statistic"),
+        _times(left.maps, "noisy map"),
+        _times(left.cohorts, "noisy cohort"),
     ]
     return _listed([part for part in parts if part]) or "nothing"
 
@@ -170,20 +174,33 @@ def _events(charges: Iterable[Entry]) -> list[Event]:
 
 
 def _left(events: Iterable[Event], orders: int) -> Left:
-    counts = {"train": 0, "evaluate": 0, "users": 0, "stats": 0}
+    counts = Counter[Kind]()
     for event in events:
         counts[event.kind] += event.steps
-    return Left(counts["train"], counts["evaluate"] + counts["users"], counts["stats"], orders)
+    return Left(
+        steps=counts["train"],
+        tables=counts["evaluate"] + counts["users"],
+        statistics=counts["stats"],
+        maps=counts["map"],
+        cohorts=counts["cohort"],
+        orders=orders,
+    )
 
 
 def _kind(event: Event) -> str:
-    names = {"train": "training", "users": "tables of users", "stats": "statistics"}
+    names = {
+        "train": "training",
+        "users": "tables of users",
+        "stats": "statistics",
+        "map": "maps",
+        "cohort": "cohorts",
+    }
     return names.get(event.kind, f"tables of {event.part} people")
 
 
 def _epsilons(events: list[Event], delta: float) -> dict[Viewer, float]:
     """With an agency's own noise the three viewers see the same."""
-    if all(isinstance(event, Release) for event in events):
+    if not any(isinstance(event, SharedRelease) for event in events):
         return dict.fromkeys(VIEWERS, epsilon(events, delta) if events else 0.0)
     return {viewer: epsilon(events, delta, viewer=viewer) for viewer in VIEWERS}
 

@@ -8,7 +8,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 from operator import add
@@ -18,8 +18,9 @@ import numpy as np
 
 from federation import installed
 from federation.experiment import Experiment
-from federation.privacy import VIEWERS, Event, Viewer, epsilon_at_several, epsilon_by_kind
+from federation.privacy import VIEWERS, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
+from federation.release import GaussianEvent
 from federation.server import bounds, fair
 from federation.server.analysis import analysis
 from federation.server.card import score_tables, scoring
@@ -143,7 +144,7 @@ def build_result(
     }
 
 
-def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[Event]:
+def releases_of(plan: TrainPlan, counts: Mapping[str, int]) -> list[GaussianEvent]:
     """The releases that `counts` orders of each kind were charged as."""
     made = [plan.train_release()] * counts.get("train", 0)
     made += [plan.table_release("tune")] * counts.get("tune", 0)
@@ -223,7 +224,7 @@ def agency_epsilon(
     if plan.privacy.mechanism == "none":
         return {"train": None, "evaluate": None, "total": None}
     steps = Counter(releases_of(plan, counts))
-    merged = tuple(replace(release, steps=release.steps * times) for release, times in steps.items())
+    merged = tuple(each for release, times in steps.items() for each in release.repeated(times))
     return dict(_epsilon_by_kind(merged, plan.privacy.delta, viewer))
 
 
