@@ -25,6 +25,7 @@ from clients import journal_lines as lines
 from clients.folder import NodeError
 from clients.journal import Journal
 from clients.rules import Plan, Standing
+from federation.cohort import CohortPlan
 from federation.durable import sync_folder
 from federation.plan import Agreed, TrainPlan, sentences
 from federation.stats import StatsPlan
@@ -225,7 +226,8 @@ def read_plan(path: Path) -> Plan:
     try:
         text = path.read_text()
         values = json.loads(text)
-        kind: type[TrainPlan] | type[StatsPlan] = StatsPlan if "column" in values else TrainPlan
+        kinds: dict[str, type[Plan]] = {"column": StatsPlan, "of": CohortPlan}
+        kind = next((kind for key, kind in kinds.items() if key in values), TrainPlan)
         return kind.model_validate_json(text)
     except OSError as error:
         raise NodeError(f"{path} cannot be read ({error.strerror})") from None

@@ -126,17 +126,12 @@ class Pacts:
             os.close(folder)
 
 
-def histogram(keys: Sequence[str | None], level: IntArray, secret: bytes, shape: tuple[int, int]) -> IntArray:
-    """People by (level, bucket): each with a key in one cell, and those of one key and level once, exact.
+def histogram(keys: Sequence[str], group: IntArray, secret: bytes, shape: tuple[int, int]) -> IntArray:
+    """People by (level, bucket), exact, of `clients.records.matched.Keys`: each pair of key and group in one cell.
 
-    keys: one for each person, None where there is none. level: (people,). Adding or removing a person changes one cell by
-    1 at most, whoever else has the same key.
+    One person adds one pair or none, so joining or leaving changes one cell by 1 at most.
     """
-    named = [place for place, key in enumerate(keys) if key is not None]
-    pairs = {(keys[place], int(level[place])) for place in named}
-    apart = sorted(pairs)  # type: ignore[type-var]
-    bucket = buckets_of([key for key, _ in apart], secret, shape[1])
-    cells = np.array([own for _, own in apart], np.int64) * shape[1] + bucket
+    cells = group * shape[1] + buckets_of(keys, secret, shape[1])
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
 
 

@@ -7,7 +7,8 @@ what the node does at each order; `explain` says the same of every rule, for `fe
 from collections.abc import Iterator, Sequence
 
 from clients.policy import Policy
-from clients.ruleset import NOW, STATISTIC, TERMS, TRAINING, Plan, Rule, Situation, Standing, Verdict
+from clients.ruleset import COHORT, NOW, STATISTIC, TERMS, TRAINING, Plan, Rule, Situation, Standing, Verdict
+from federation.cohort import CohortPlan
 from federation.plan import Refused, TrainPlan
 
 
@@ -32,6 +33,8 @@ def deciding(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def _lasting(plan: Plan) -> tuple[Rule, ...]:
+    if isinstance(plan, CohortPlan):
+        return (*TERMS, *COHORT)
     return (*TERMS, *(TRAINING if isinstance(plan, TrainPlan) else STATISTIC))
 
 

@@ -17,7 +17,7 @@ from federation.release import LaplaceRelease
 from models import cohort
 from models.contract import MAX_GROUPS, Contract
 
-EPSILON = Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)]
+EPSILONS = (0.01, 10.0)  # least and most of one cohort
 MOST_CELLS = 2**25
 
 
@@ -29,7 +29,7 @@ class CohortPlan(Terms):
     """
 
     of: tuple[Slug, ...]
-    epsilon: EPSILON
+    epsilon: Annotated[float, Field(ge=EPSILONS[0], le=EPSILONS[1], allow_inf_nan=False)]
     buckets: Annotated[int, Field(ge=cohort.LEAST_BUCKETS, le=cohort.MOST_BUCKETS)]
     by: str | None = None
     levels: Annotated[int, Field(ge=1, le=MAX_GROUPS)] = 1

@@ -55,7 +55,8 @@ def check(folder: Path, which: str, now: datetime | None = None) -> Checked:
     facts, policy = _files(folder)
     plan = _plan(folder, which)
     standing = Approvals(folder).standing()
-    at = Situation(now or datetime.now(UTC), read_contract(folder, facts.contract), standing, facts.panel)
+    contract = read_contract(folder, facts.contract)
+    at = Situation(now or datetime.now(UTC), contract, standing, facts.panel, facts.name)
     verdicts = rules.explain(policy, plan, at)
     if policy.budget is not None:
         with read_only(folder, facts, policy) as ledger:

@@ -1,7 +1,7 @@
 """The coordinator's Flower ServerApp: decode the experiment, run the rounds, write the evidence.
 
 The same app runs under every engine. What differs is given to `make_app`: where the run's facts and
-folder come from, and who watches. A run may be a statistic instead, or a retest: one message, no rounds.
+folder come from, and who watches. A run may be a statistic instead, a cohort, or a retest: no rounds.
 """
 
 import contextlib
@@ -18,11 +18,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from federation.cohort import CohortRequest
 from federation.experiment import Experiment
 from federation.retest import RetestRequest
 from federation.scorecard import CARD, WEIGHTS
 from federation.server import checkpoint
 from federation.server.card import score_card
+from federation.server.cohort import CohortJob, run_cohort
 from federation.server.result import RunFacts
 from federation.server.retest import RetestJob, run_retest
 from federation.server.rounds import RunError, Watcher, run_federation
@@ -46,7 +48,7 @@ class Job:
     add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
 
 
-AnyJob = Job | StatsJob | RetestJob
+AnyJob = Job | StatsJob | CohortJob | RetestJob
 
 
 def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
@@ -58,6 +60,8 @@ def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
         job = find_job(context)
         if isinstance(job, StatsJob):
             run_stats_job(grid, job)
+        elif isinstance(job, CohortJob):
+            run_cohort_job(grid, job)
         elif isinstance(job, RetestJob):
             run_retest_job(grid, job)
         else:
@@ -70,6 +74,17 @@ def run_stats_job(grid: Grid, job: StatsJob) -> dict[str, Any]:
     """Take the statistic `job` on `grid`; its folder then holds stats.json."""
     found = run_stats(grid, job)
     write_json(found, job.folder / "stats.json")
+    return found
+
+
+def run_cohort_job(grid: Grid, job: CohortJob) -> dict[str, Any]:
+    """Count the cohort `job` on `grid`; its folder then holds cohort.json, and its page."""
+    found = run_cohort(grid, job)
+    with contextlib.suppress(ImportError):
+        from federation.panel.demand.cohort import write_cohort
+
+        found["files"] |= write_cohort(found, job.folder)
+    write_json(found, job.folder / "cohort.json")
     return found
 
 
@@ -173,6 +188,8 @@ def job_from_config(context: Context) -> AnyJob:
     facts = RunFacts(run_id, "superlink", simulation=False)
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
+    if config.get("cohort"):
+        return CohortJob(experiment, facts, folder, CohortRequest.decode(str(config["cohort"])))
     tracker = open_tracker(settings.tracking.uri, settings.name, folder)
     if config.get("retest"):
         request = RetestRequest.decode(str(config["retest"]))
