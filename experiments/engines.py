@@ -153,22 +153,24 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
 
 
 def submit(
-    superlink: str, experiment: Experiment, run_id: str, *, stats: str = "", retest: str = "", map: str = ""
+    superlink: str,
+    experiment: Experiment,
+    run_id: str,
+    *,
+    stats: str = "",
+    cohort: str = "",
+    retest: str = "",
+    map: str = "",
 ) -> str:
     """Hand the run to a SuperLink; returns Flower's number for the run.
 
     `superlink` is a running coordinator's folder, or a name in Flower's configuration. `stats` is a `StatsRequest` in
-    base64, where a statistic is asked for and no training, `retest` a `RetestRequest`, `map` a `MapRequest`. The bundle is `federation.installed`'s, without any code:
+    base64, where a statistic is asked for and no training, `cohort` a `CohortRequest`, `retest` a `RetestRequest`, `map` a `MapRequest`. The bundle is `federation.installed`'s, without any code:
     the coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the SuperLink
     does not take the run.
     """
-    config = {
-        "experiment": experiment.encode(),
-        "run-id": run_id,
-        "stats": stats,
-        "retest": retest,
-        "map": map,
-    }
+    config = {"experiment": experiment.encode(), "run-id": run_id}
+    config |= {"stats": stats, "cohort": cohort, "retest": retest, "map": map}
     return str(_start_run(superlink, config))
 
 
@@ -220,9 +222,8 @@ def make_node_folders(
 ) -> list[Path]:
     """One node folder for each agency of a simulation, as an agency's IT would lay it out.
 
-    The policy says that it is a simulation, and permits statistics of `stats_columns` and maps by
-    `map_columns`; the split key derives from
-    `seed`, so runs repeat. Signing keys are made here and pinned by all: a simulation has no other channel.
+    The policy says that it is a simulation, and permits statistics of `stats_columns`, counts of people by
+    `map_columns`, and cohorts with every other agency; the split key derives from `seed`, so runs repeat. Signing keys are made here and pinned by all: a simulation has no other channel.
     """
     import tomli_w
     import yaml
@@ -250,6 +251,7 @@ def make_node_folders(
             "models": ["logistic", "mlp", "residual"],
             "stats_columns": list(stats_columns),
             "map_columns": list(map_columns),
+            "cohort_peers": sorted(set(homes) - {agency.name}),
             "min_people": min_people,
         }
         (home / "contract.yaml").write_text(yaml.safe_dump(dict(contract), sort_keys=False))
