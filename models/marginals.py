@@ -23,20 +23,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Exact = TypeVar("Exact", np.int64, np.float64)
 Attributes = tuple[str, ...]
 """Names of attributes in the order of the domain; () is everybody."""
 
 STEPS = 2**20  # L2 sensitivity of a person with one row, in steps of the grid, but for rounding
 MOST_CELLS = 200_000  # in one table, and numbers in one release
-ROUNDS = 500  # of fitting
+ROUNDS = 300  # of fitting the tables of so many attributes
+LOOSE = 0.2  # how freely residuals of two attributes and more move where more attributes are fitted, to those of all
 FINEST_ROUNDING = 1 + 1e-9  # float64 sums of squares may be off by less
 
 
@@ -64,11 +64,6 @@ class Strategy:
     def numbers(self) -> int:
         """How many numbers leave."""
         return sum(scale.size for scale in self.scales.values())
-
-    @cached_property
-    def widest(self) -> tuple[Attributes, ...]:
-        """The tables that are part of no other: the others are their margins."""
-        return tuple(of for of in self.tables if not any(set(of) < set(other) for other in self.tables))
 
     @cached_property
     def sensitivity(self) -> float:
@@ -150,29 +145,46 @@ class Tables:
         return self._sum(of, self.variances, list(zip(one, other, strict=True)), np.multiply)
 
     def fitted(self, tolerance: float = 0.01) -> "Tables":
-        """The nearest tables without a negative cell, by least squares in units of each number's noise.
+        """The nearest tables without a negative cell, from few attributes to many, each with the margins fitted before.
 
-        They still agree in every margin: what changes is each residual, not a cell. Solved in the dual (one multiplier
-        for each cell, at least 0) by accelerated projected gradients (Beck and Teboulle, SIAM Journal on Imaging
-        Sciences 2009) until no cell is below -`tolerance` people, nor above it where a multiplier holds it; then so
-        many people are added to all cells alike.
+        Everybody first, then the tables of one attribute, of two, and so on, as a census does it (Abowd et al., The 2020
+        Census Disclosure Avoidance System TopDown Algorithm, Harvard Data Science Review 2022): all at once, the noise of
+        many empty cells would swell the margins. Everybody and the tables of one attribute then stay as they are; tables
+        of two may have to move (a little: `LOOSE`) so that tables of three without a negative cell exist. Nearest is least
+        squares in units of each number's noise. What changes is each residual, not a cell, so all tables agree in every
+        margin. Cells are at least -`tolerance` people, and their sums as many times that.
         Post-processing, so it costs no privacy; intervals stay those of the tables as they came.
         """
-        asked = self.strategy.widest
-        cells = [self.table(of) for of in asked]
-        if not self.variances[()].any() or all((table >= 0).all() for table in cells):
-            return self  # exact, or nothing to do
-        multipliers = [np.zeros_like(table) for table in cells]
-        ahead, step, momentum = multipliers, 1.0 / self._curvature(), 1.0
+        if not self.variances[()].any():
+            return self  # exact
         found = self
+        for size in range(1 + max(map(len, self.variances))):
+            asked = [part for part in self.variances if len(part) == size]
+            apart = [[of] for of in asked] if size < 3 else [asked]  # they share no residual that moves
+            for tables in apart:
+                if any((found.table(of) < -tolerance).any() for of in tables):
+                    found = found._projected(tables, tolerance)
+        return found
+
+    def _projected(self, asked: Sequence[Attributes], tolerance: float) -> "Tables":
+        """By accelerated projected gradients in the dual, one multiplier for each cell (Beck and Teboulle, SIAM Journal on
+        Imaging Sciences 2009)."""
+        size = len(asked[0])
+        free = {part: self.variances[part] for part in asked}
+        free |= {part: LOOSE * found for part, found in self.variances.items() if 1 < len(part) < size}
+        start = [self.table(of) for of in asked]
+        multipliers = [np.zeros_like(table) for table in start]
+        ahead, step, momentum = multipliers, 1.0 / self._curvature(asked, free), 1.0
+        pushed: dict[Attributes, FloatArray] = {}
         for _ in range(ROUNDS):
-            found = self._moved(ahead)
-            slack = [found.table(of) for of in asked]
-            newer = [np.maximum(m - step * table, 0.0) for m, table in zip(ahead, slack, strict=True)]
-            if (
-                max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
-                <= step * tolerance
-            ):
+            pushed = self._pushed(asked, ahead, free)
+            moved = Tables(self.strategy, pushed, free)
+            newer = [
+                np.maximum(m - step * (table + moved.table(of)), 0.0)
+                for m, table, of in zip(ahead, start, asked, strict=True)
+            ]
+            change = max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
+            if change <= step * tolerance:
                 break
             along = zip(ahead, newer, multipliers, strict=True)
             if sum(float(((point - new) * (new - old)).sum()) for point, new, old in along) > 0:
@@ -181,27 +193,31 @@ class Tables:
             push = (momentum - 1) / faster
             ahead = [new + push * (new - old) for new, old in zip(newer, multipliers, strict=True)]
             multipliers, momentum = newer, faster
-        missing = max(0.0, *(-float(found.table(of).min()) * cells[i].size for i, of in enumerate(asked)))
-        everybody = found.values[()] + missing
-        return Tables(self.strategy, {**found.values, (): everybody}, self.variances)
-
-    def _moved(self, multipliers: Sequence[FloatArray]) -> "Tables":
-        """The residuals that `multipliers` on cells push away from where they came."""
-        values = dict(self.values)
-        for of, multiplier in zip(self.strategy.widest, multipliers, strict=True):
-            for part in subsets(of):
-                if part in values:
-                    values[part] = values[part] + self.variances[part] * self._project(of, part, multiplier)
+        values = {part: found + pushed.get(part, 0.0) for part, found in self.values.items()}
         return Tables(self.strategy, values, self.variances)
 
-    def _curvature(self) -> float:
+    def _pushed(
+        self,
+        asked: Sequence[Attributes],
+        multipliers: Sequence[FloatArray],
+        free: Mapping[Attributes, FloatArray],
+    ) -> dict[Attributes, FloatArray]:
+        """By how much `multipliers` on cells move the `free` residuals."""
+        found = {part: np.zeros_like(variances) for part, variances in free.items()}
+        for of, multiplier in zip(asked, multipliers, strict=True):
+            for part in subsets(of):
+                if part in free:
+                    found[part] += free[part] * self._project(of, part, multiplier)
+        return found
+
+    def _curvature(self, asked: Sequence[Attributes], free: Mapping[Attributes, FloatArray]) -> float:
         """The largest eigenvalue of multipliers -> cells: one residual's variance, in each table that it is spread over."""
         sizes = self.strategy.sizes
-        spread: dict[Attributes, float] = dict.fromkeys(self.variances, 0.0)
-        for of in self.strategy.widest:
+        spread: dict[Attributes, float] = dict.fromkeys(free, 0.0)
+        for of in asked:
             for part in set(subsets(of)) & set(spread):
                 spread[part] += 1 / math.prod(sizes[name] for name in of if name not in part)
-        return max(float(self.variances[part].max()) * share for part, share in spread.items())
+        return max(float(free[part].max()) * share for part, share in spread.items())
 
     def _each(self, of: Attributes) -> list[FloatArray]:
         return [np.eye(self.strategy.sizes[name]) for name in of]
@@ -375,6 +391,8 @@ def _contrasted(values: IntArray, axis: int) -> IntArray:
     return np.moveaxis(np.cumsum(table, 0)[:-1] - rows * table[1:], 0, axis)
 
 
-def _along(matrix: NDArray[Exact], values: NDArray[Exact], axis: int) -> NDArray[Exact]:
+def _along(matrix: FloatArray, values: FloatArray, axis: int) -> FloatArray:
     """`matrix` applied along one axis."""
-    return np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    found = matrix @ values.reshape(math.prod(before), values.shape[axis], math.prod(after))
+    return np.asarray(found.reshape(*before, len(matrix), *after))
