@@ -201,9 +201,16 @@ def _query(
         "counts": "person",
         "among": None,
         **query,
-        "planned_sd": sigma,
-        "least": math.ceil(3 * sigma) or 1,
+        "planned_sd": noise,
+        "least": 3 * noise,
         "epsilon_for_minimum": 1.183 if sigma else None,
+        "at_one": None
+        if shared
+        else {
+            "planned_sd": sigma,
+            "least": 3 * sigma,
+            "epsilon_for_minimum": 0.911 if sigma else None,
+        },
         "together": {"agencies": list(agencies), "cells": _cells(levels, share, total, noise, rate, rng)}
         if agencies
         else None,
@@ -266,7 +273,7 @@ def fake_cohort(told: bool = True, names: Sequence[str] = tuple(AGENCIES)) -> di
             for name, size in sizes.items()
         },
         "match": {
-            "rule": "the same forename, surname, date of birth and postcode, without accents and apostrophes",
+            "rule": "the same first forename, surname, date of birth and postcode",
             "columns": ["forename", "surname", "born", "postcode"],
         },
         "by": "age_band",
@@ -289,14 +296,22 @@ def _pair(one: str, other: str, both: float, sizes: Mapping[str, int], sd: float
         else dict(NOTHING)
         for name in (one, other)
     }
-    return {"agencies": [one, other], "shared": shared, "share_of": share_of}
+    needs = {"overlap": 620.0, "epsilon": 1.7}
+    return {
+        "agencies": [one, other],
+        "shared": shared,
+        "share_of": share_of,
+        "least": 1_240.0,
+        "needs": needs,
+    }
 
 
 def _groups(one: str, other: str, both: float, sizes: Mapping[str, int], sd: float) -> dict[str, Any]:
     groups = {}
     for level, part in zip(BANDS, (0.02, 0.3, 0.48, 0.2), strict=True):
         found = _pair(one, other, both * part, {name: round(size * part) for name, size in sizes.items()}, sd)
-        del found["agencies"]
+        for key in ("agencies", "least", "needs"):
+            del found[key]
         groups[level] = found
     return groups
 

@@ -6,7 +6,7 @@ from typing import Any
 from federation.panel.demand.about import agency, at, cost
 from federation.panel.demand.pictures import shared_bar
 from federation.panel.demand.said import hundred, told, up, words
-from federation.panel.sections.numbers import join, shown
+from federation.panel.sections.numbers import join, real, shown
 
 Json = Mapping[str, Any]
 
@@ -24,19 +24,24 @@ def view(found: Json) -> dict[str, Any]:
         "core": None
         if core is None
         else {"agencies": join(core["agencies"]), "shared": told(shown(core["shared"]), share=False)},
-        "cannot": cannot(found),
         "by": None if found["by"] is None else words(found["by"]),
         "agencies": [agency(name, each) for name, each in found["agencies"].items()],
-        "columns": join(found["match"]["columns"]),
+        "match": None
+        if found["match"] is None
+        else {**found["match"], "columns": join(found["match"]["columns"])},
         "level": f"{100 * found['level']:.10g}",
         "private": found["privacy"]["mechanism"] != "none",
         "buckets": f"{found['buckets']:,}",
     }
 
 
-def cannot(found: Json) -> str:
-    """What an overlap that is not told may be."""
-    return f"cannot be told at this budget: it would take at least about {up(found['least'], 0):,.0f} people"
+def cannot(least: float, needs: Json | None = None) -> str:
+    """Why an overlap is not told, and what it would take. needs: the ε at which one of so many people could be told."""
+    enough = f"an overlap of about {up(least, 0):,.0f} people"
+    if needs is not None and real(needs["epsilon"]):
+        more = f"ε\u00a0=\u00a0{up(needs['epsilon'], 2):.2f} at each to tell one of {up(needs['overlap'], 0):,.0f} people"
+        enough = f"{more}, or {enough}"
+    return f"cannot be told at this budget: it would take {enough}"
 
 
 def _pair(pair: Json, found: Json) -> dict[str, Any]:
@@ -56,6 +61,7 @@ def _pair(pair: Json, found: Json) -> dict[str, Any]:
             (name, shared_bar(sizes[name], shared, top), told(sizes[name], share=False)) for name in names
         ],
         "groups": list(_groups(pair)),
+        "cannot": cannot(pair.get("least", found["least"]), pair.get("needs")),
     }
 
 

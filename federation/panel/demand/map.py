@@ -143,7 +143,7 @@ def _headline(query: Json, found: Json) -> Iterator[dict[str, Any]]:
         "agencies": agencies if agencies != first else [],
         "open": len(agencies) <= FEW,
         "hidden": join("all of them together" if name == TOGETHER else name for name in hidden),
-        "cannot": cannot(query, found["disclosure"]["minimum"]),
+        "cannot": cannot(query, found["disclosure"]["minimum"], hidden),
     }
 
 
@@ -215,7 +215,7 @@ def _between_agencies(found: Json) -> list[dict[str, Any]]:
                     "heat": heat(
                         caption, corner, levels, rows, is_share(query), () if is_share(query) else (TOGETHER,)
                     ),
-                    "cannot": cannot(query, minimum),
+                    "cannot": cannot(query, minimum, list(cells)),
                 }
             )
     return made
@@ -232,7 +232,7 @@ def _maps(query: Json, attributes: Json, minimum: float) -> Iterator[dict[str, A
     yield {
         "title": words(query["name"]),
         "question": question(query, attributes),
-        "cannot": cannot(query, minimum),
+        "cannot": cannot(query, minimum, [name for name, _ in own]),
         "left_out": not few and len(own) > 1,
         "parts": [
             crossed(words(query["name"]) + _at(name), names, levels, marks(cells), is_share(query))
@@ -268,7 +268,7 @@ def _trends(number: int, query: Json, attributes: Json, minimum: float) -> dict[
         "title": words(query["name"]),
         "question": question(query, attributes),
         "of": _at(own[0][0]) if others and own else "",
-        "cannot": cannot(query, minimum),
+        "cannot": cannot(query, minimum, [name for name, _ in (own[:1] if others else own)]),
         "any": bool(seen),
         "kept": any(value is None for _, values in lines for value in values),
         "pictures": [
@@ -298,7 +298,7 @@ def _bars(query: Json, attributes: Json, minimum: float) -> dict[str, Any] | Non
     return {
         "title": words(query["name"]),
         "question": question(query, attributes),
-        "cannot": cannot(query, minimum),
+        "cannot": cannot(query, minimum, [name]),
         "bars": made,
     }
 
@@ -308,16 +308,21 @@ def _bars(query: Json, attributes: Json, minimum: float) -> dict[str, Any] | Non
 
 def _asked(query: Json, attributes: Json, minimum: float) -> dict[str, Any]:
     """A question: its planned error, how many of its numbers are told, and why the others are not."""
-    cells = [shown(cell) for _, part in parts(query) for cell in part]
+    own, one = dict(parts(query)), query.get("at_one")
+    cells = [shown(cell) for part in own.values() for cell in part]
     known = sum(mark is not None for mark in cells)
     return {
         "title": words(query["name"]),
         "question": question(query, attributes),
-        "sd": f"{query['planned_sd']:,.1f}",
-        "many": MANY[query["counts"]],
+        "sd": _error(query),
+        "at_one": "" if one is None or TOGETHER not in own else _error(one),
         "told": f"{known:,} of {len(cells):,}",
-        "why": cannot(query, minimum) if known < len(cells) else "",
+        "why": cannot(query, minimum, list(own)) if known < len(cells) or not cells else "",
     }
+
+
+def _error(planned: Json) -> str:
+    return f"± {planned['planned_sd']:,.1f}" if real(planned["planned_sd"]) else "not known"
 
 
 def _small_print(found: Json) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Ends of intervals are rounded outwards, so that what is read is never narrower t
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -146,11 +146,23 @@ def question(query: Json, attributes: Json) -> str:
     return f"How many {many}{f' have: {who}' if who else ' there are'}{by}."
 
 
-def cannot(query: Json, minimum: float) -> str:
-    """Why a number of `query` is not told, and what it would take."""
-    many, least = MANY[query["counts"]], max(query["least"], minimum)
-    enough = f"about {math.ceil(least - TINY):,} {many}"
-    needed = query["epsilon_for_minimum"]
-    if needed is None:
-        return f"cannot be told: too few, or too much noise for so few; it would take {enough}"
-    return f"cannot be told at this budget: it would take ε\u00a0=\u00a0{up(needed, 2):.2f}, or {enough}"
+def cannot(query: Json, minimum: float, names: Collection[str] = (TOGETHER,)) -> str:
+    """Why a number of `query` at one of `names` (agencies or TOGETHER) is not told, and what it would take."""
+    one, facts = query.get("at_one"), {}
+    if one is None or TOGETHER in names:
+        facts["together"] = _takes(query, query, minimum)
+    if one is not None and any(name != TOGETHER for name in names):
+        facts["at one agency"] = _takes(one, query, minimum)
+    if len(set(facts.values())) == 1:
+        text = next(iter(facts.values()))
+    else:
+        text = "; ".join(f"{where} {takes}" for where, takes in facts.items())
+    return f"cannot be told at this budget: it would take {text}"
+
+
+def _takes(facts: Json, query: Json, minimum: float) -> str:
+    least, needed = facts["least"], facts["epsilon_for_minimum"]
+    if least is None:
+        return "an agency that holds what is asked"
+    enough = f"about {up(max(least, minimum), 0):,.0f} {MANY[query['counts']]}"
+    return enough if needed is None else f"ε\u00a0=\u00a0{up(needed, 2):.2f}, or {enough}"
