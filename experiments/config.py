@@ -32,7 +32,7 @@ SHOW_ALL = "`fedrisk run --cfg job` shows every setting"
 class Data(Agreed):
     """Where a simulation's tables come from: a loader with its options, or your own agencies.yaml."""
 
-    source: Literal["synthetic", "heart", "compas", "compas_violent", "adult", "iowa", "own"]
+    source: Literal["synthetic", "pilot", "heart", "compas", "compas_violent", "adult", "iowa", "own"]
     agencies: str | None = None
     root: str | None = None
     min_people: Annotated[int, Field(ge=1)] = 50

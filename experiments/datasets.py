@@ -1,6 +1,6 @@
 """Loaders that write a folder of agencies (experiments/agencies.py), as a person would by hand.
 
-For public files that the user has (`adult`, `compas`, `compas_violent`, `heart`, `iowa`) and for made-up people (`synthetic`). They check a file's SHA-256 before
+For public files that the user has (`adult`, `compas`, `compas_violent`, `heart`, `iowa`) and for made-up people (`synthetic`, `pilot`). They check a file's SHA-256 before
 they parse it, read only the columns they need, and keep no identifier.
 """
 
@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -26,7 +26,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CONTRACTS: Final = REPOSITORY / "conf" / "contract"
 CODE: Final = (
     Path(__file__),
-    Path(__file__).with_name("synthetic.py"),
+    *(Path(__file__).with_name(name) for name in ("synthetic.py", "pilot.py", "names.py")),
 )  # when it changes, so may what it writes
 
 
@@ -109,6 +109,7 @@ SOURCES: Final[Mapping[str, tuple[Source, ...]]] = {
         ),
     ),
     "synthetic": (),
+    "pilot": (),
 }
 
 
@@ -133,6 +134,12 @@ CHOICES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 """What may be chosen of each real data set; the first is the default."""
 DIRICHLET: Final[Mapping[str, Any]] = {"agencies": 15, "alpha": 0.5, "by": "race", "seed": 0}
 """What more may be chosen where `sites` is dirichlet, with the defaults (`Dirichlet`)."""
+
+MADE_UP: Final[Mapping[str, Mapping[str, Any]]] = {
+    "synthetic": {"seed": 0, "people": 1.0, "known_to_several": 0.2, "repeated": 0.35, "missing": 0.06},
+    "pilot": {"seed": 0, "people": 1.0, "agencies": None},
+}
+"""What may be chosen of made-up people, with the defaults."""
 
 
 def default_root() -> Path | None:
@@ -632,6 +639,23 @@ def synthetic(
     return _write(out, "synthetic", asdict(options), None, build)
 
 
+def pilot(out: Path, *, seed: int = 0, people: float = 1.0, agencies: Sequence[str] | None = None) -> Path:
+    """The agencies of the town in `experiments/pilot.py`, all five or those listed; `people` scales it."""
+    from experiments import pilot as town
+
+    try:
+        options = town.Options(seed, people, town.NAMES if agencies is None else tuple(agencies))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"option {error}") from None
+
+    def build(files: Mapping[str, bytes]) -> _Build:
+        tables = town.tables(town.population(options))
+        sizes = {name: town.declared_size(name, people) for name in tables}
+        return _Build(_contract_text("pilot"), tables, {name: name for name in tables}, sizes)
+
+    return _write(out, "pilot", asdict(options), None, build)
+
+
 # --- writing a folder -----------------------------------------------------------------------------------
 
 
@@ -643,10 +667,8 @@ def prepare(name: str, options: Mapping[str, Any], cache: Path) -> Path:
     options = dict(options)
     root = options.pop("root", None)
     root = Path(root) if root else None
-    if name == "synthetic":
-        from experiments.synthetic import Options
-
-        known = {field: getattr(Options(), field) for field in Options.__dataclass_fields__}
+    if name in MADE_UP:
+        known = dict(MADE_UP[name])
     elif name in CHOICES:
         known = {key: values[0] for key, values in CHOICES[name].items()}
         known |= DIRICHLET if options.get("sites") == "dirichlet" else {}
@@ -670,7 +692,9 @@ def prepare(name: str, options: Mapping[str, Any], cache: Path) -> Path:
         return compas(root, out, name=name, **options)  # type: ignore[arg-type]
     if name == "adult":
         return adult(root, out, **options)
-    return iowa(root, out) if name == "iowa" else synthetic(out, **options)
+    if name == "iowa":
+        return iowa(root, out)
+    return synthetic(out, **options) if name == "synthetic" else pilot(out, **options)
 
 
 def _chosen(name: str, options: dict[str, Any]) -> dict[str, Any]:
