@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +302,7 @@ def test_match_keys_miss_about_as_many_as_is_told() -> None:
 
 def test_the_slips_of_match_keys_are_told_together_and_each_alone(tmp_path: Path) -> None:
     found = matching.measure(tmp_path, people=1_000, sizes=(200,), seeds=1)
-    slips = len(fields(Errors)) - 1
+    slips = len(dataclasses.fields(Errors)) - 1
     assert (len(found["rows"]), len(found["alone"])) == (4, 4 * slips)
     assert len(matching.shown(found)) == 1 + 4 + 2 + slips
     assert {

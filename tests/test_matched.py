@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tomli_w
 import yaml
@@ -123,6 +124,27 @@ def test_a_row_is_a_person_where_the_unit_is_the_row(tmp_path: Path) -> None:
     rows: list[Row] = [{"nhs": number} for number in ("943 476 5919", 9434765919, "", "9434765870")]
     found = loaded(tmp_path, rows, contract=contract)
     assert (len(found.keys), found.people, found.without) == (2, 4, 1)
+
+
+@pytest.mark.parametrize("kind", ["str", "int64", "float64"])
+def test_typed_columns_make_the_keys_that_text_does(tmp_path: Path, kind: str) -> None:
+    match = {"identifier": {"identifier": "nhs"}, "born": {"name": ["forename", "surname"], "born": "born"}}
+    rows = pd.DataFrame(
+        {"person": ["a", "b"], "nhs": ["9434765919", "9434765870"], "forename": "S", "surname": "J"}
+    )
+    rows["born"] = ["1990-12-31", "2001-02-03"]
+    expected = []
+    for each in match.values():
+        contract = Contract.from_dict(CONTRACT | {"match": each})
+        rows.to_csv(tmp_path / "t.csv", index=False)
+        expected.append(load_keys(contract, tmp_path / "t.csv", "police", min_people=0).keys)
+    typed = rows.assign(nhs=rows["nhs"].astype(kind))
+    for born in (pd.to_datetime(rows["born"]), pd.to_datetime(rows["born"]).dt.date):
+        typed.assign(born=born).to_parquet(tmp_path / "t.parquet")
+        for each, keys in zip(match.values(), expected, strict=True):
+            contract = Contract.from_dict(CONTRACT | {"match": each})
+            assert load_keys(contract, tmp_path / "t.parquet", "police", min_people=0).keys == keys
+            assert len(keys) == 2
 
 
 def test_the_id_may_be_the_identifier(tmp_path: Path) -> None:
