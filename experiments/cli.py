@@ -287,6 +287,28 @@ def retest(
 
 
 @app.command()
+def signs(
+    maps: Annotated[
+        list[Path], typer.Argument(metavar="MAP...", help="Folders of finished maps, or their map.json.")
+    ],
+    max_lag: Annotated[int, typer.Option(help="The longest lag, in months.")] = 6,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder for signs.json; by default that of the first map.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Early-warning signs: which counts by area and month at one agency go ahead of which at another, and by how long.
+
+    It reads what maps released, asks nobody and spends nothing. A sign is no cause, and says nothing about a person.
+
+    Example: fedrisk signs outputs/map-20310304-120000-1a2b --max-lag 6
+    """
+    from experiments.signs import signs_from
+
+    guarded(lambda: signs_from(maps, max_lag=max_lag, output=output, as_json=as_json))
+
+
+@app.command()
 def check(
     agencies: Annotated[str, typer.Argument(help="Your agencies.yaml.")],
     min_people: Annotated[int, typer.Option(help="Fewest people that an agency may have.")] = 50,
