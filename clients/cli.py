@@ -227,14 +227,12 @@ def policy_asked(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
     Example: fedrisk-node policy asked node
     """
-    import json
-
     from clients.desk import screen
     from clients.desk.decisions import waiting
 
     found = guarded(lambda: waiting(folder))
     if as_json:
-        screen.show_json([{"plan_sha256": plan.sha256, "plan": json.loads(plan.canonical)} for plan in found])
+        screen.show_json([each.to_dict() for each in found])
     else:
         screen.show_asked(found)
 

@@ -376,8 +376,9 @@ def _weights(workload: Workload, of: Attributes, by: Attributes, *conditions: Wh
 
 def noised(query: Query, readings: Sequence[Reading]) -> tuple[FloatArray, FloatArray]:
     """Counts of the query's cells as they came, and the noise's standard deviation, each (cells,), in the order of `answer`."""
-    sums = _Sums.of(query, readings)
-    return sums.counted, np.sqrt(sums.of_count)
+    asked = [reading for reading in readings if query in reading.design.workload.queries]
+    sums = _Sums(*np.sum([_numbers(query, reading) for reading in asked], axis=0))
+    return sums.raw, np.sqrt(sums.variance)
 
 
 def everybody(

@@ -11,6 +11,7 @@ from clients import rules
 from clients.approvals import Approvals, Decision, asked, read_plan
 from clients.budget import PlanFacts
 from clients.desk.ledger_copy import read_only
+from clients.desk.plan_words import about
 from clients.desk.policy_words import Line, show
 from clients.folder import NodeError, NodeFile, read_contract, read_node_file
 from clients.ledger import Ledger
@@ -24,10 +25,30 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What the policy answers to a plan: every rule's verdict, and the first that does not permit, if any does not."""
+class Asked:
+    """A plan that waits for a person, and what it asks, in words (`plan_words`)."""
 
     plan: Plan
+    about: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "plan_sha256": self.plan.sha256,
+            "about": list(self.about),
+            "plan": json.loads(self.plan.canonical),
+        }
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the policy answers to a plan: every rule's verdict, and the first that does not permit, if any does not.
+
+    about: what it asks, in words (`plan_words`).
+    """
+
+    plan: Plan
+    about: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     decides: Verdict | None
 
@@ -36,7 +57,7 @@ class Checked:
         said = [{"rule": v.rule, "reason": v.reason, "sentence": v.sentence} for v in self.verdicts]
         decides = None if self.decides is None else self.decides.rule
         plan = json.loads(self.plan.canonical)
-        return {"plan_sha256": self.plan.sha256, "permitted": decides is None, "decides": decides, "rules": said, "plan": plan}  # fmt: skip
+        return {"plan_sha256": self.plan.sha256, "about": list(self.about), "permitted": decides is None, "decides": decides, "rules": said, "plan": plan}  # fmt: skip
 
 
 def policy_lines(folder: Path) -> list[Line]:
@@ -45,10 +66,11 @@ def policy_lines(folder: Path) -> list[Line]:
     return show(policy, read_contract(folder, facts.contract))
 
 
-def waiting(folder: Path) -> list[Plan]:
+def waiting(folder: Path) -> list[Asked]:
     """The plans that wait for a person, newest first."""
-    _files(folder)
-    return asked(folder)
+    facts, _ = _files(folder)
+    contract = read_contract(folder, facts.contract)
+    return [Asked(plan, tuple(about(plan, contract, facts.name))) for plan in asked(folder)]
 
 
 def check(folder: Path, which: str, now: datetime | None = None) -> Checked:
@@ -65,7 +87,7 @@ def check(folder: Path, which: str, now: datetime | None = None) -> Checked:
     own = _own_facts(facts, at, plan)
     later = [verdict for verdict in verdicts if verdict.rule in ("ask", "hours")]  # as the node asks them
     found = (*(verdict for verdict in verdicts if verdict not in later), *own, *later)
-    return Checked(plan, found, rules.deciding(found))
+    return Checked(plan, tuple(about(plan, contract, facts.name)), found, rules.deciding(found))
 
 
 def decide(folder: Path, which: str, *, approve: bool, who: str, why: str) -> Decision:

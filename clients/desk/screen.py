@@ -14,7 +14,7 @@ from rich.table import Table
 
 from clients.budget import Line
 from clients.desk import statement as words
-from clients.desk.decisions import Checked
+from clients.desk.decisions import Asked, Checked
 from clients.desk.doctor import Finding
 from clients.desk.policy_words import Line as PolicyLine
 from clients.desk.setup import WHAT, Made
@@ -140,13 +140,15 @@ def show_policy(lines: Sequence[PolicyLine]) -> None:
     console().print(table)
 
 
-def show_asked(plans: Sequence[Plan]) -> None:
+def show_asked(waiting: Sequence[Asked]) -> None:
     """The plans that wait for a person."""
-    if not plans:
+    if not waiting:
         print("No plan waits for a person.")
         return
-    for plan in plans:
+    for plan, about in ((each.plan, each.about) for each in waiting):
         _plain(f"{plan.sha256}  {plan.experiment} for {plan.purpose}, run {plan.run_id}{_retest(plan)}")
+        for line in about:
+            _plain(f"  {line}")
 
 
 def _retest(plan: Plan) -> str:
@@ -160,8 +162,11 @@ def show_checked(found: Checked) -> None:
     plan = found.plan
     _plain(f"Plan {plan.sha256}")
     _plain(
-        f"  {plan.experiment}, for {plan.purpose}, by {len(plan.participants)} agencies, run {plan.run_id}{_retest(plan)}\n"
+        f"  {plan.experiment}, for {plan.purpose}, by {len(plan.participants)} agencies, run {plan.run_id}{_retest(plan)}"
     )
+    for line in found.about:
+        _plain(f"  {line}")
+    print()
     for verdict in found.verdicts:
         table.add_row(MARKS["ok" if verdict.permits else "fail"], verdict.rule, escape(verdict.sentence))
     screen.print(table)

@@ -1,0 +1,79 @@
+"""A map's plan in words, for the person who is asked to approve it: what would leave, counted by what, at which price.
+
+The words are made here from what the plan asks. Names that a coordinator gave to its questions are not believed.
+"""
+
+import math
+
+import numpy as np
+
+from clients.rules import Plan
+from federation.demand import MapPlan
+from federation.plan import Refused
+from federation.privacy import epsilon
+from models.contract import Contract
+from models.design import Design
+from models.workload import Query, Where, Workload
+
+MANY = {"person": "people", "row": "records"}
+
+
+def about(plan: Plan, contract: Contract, agency: str) -> list[str]:
+    """Of a map: a line for what leaves, its price, the columns and each question. Of another plan nothing is said."""
+    if not isinstance(plan, MapPlan):
+        return []
+    try:
+        design = plan.design_of(contract, agency)
+    except Refused as refused:
+        return [f"a map that cannot be read: {refused.sentence}"]
+    if design is None:
+        return ["a map that asks for nothing that this agency holds"]
+    workload = design.workload
+    return [
+        f"a map: {design.numbers:,} noised counts of the people here leave once, {_how(plan)}",
+        _price(plan, contract),
+        f"counted by the columns {', '.join(workload.columns)}",
+        *(f"- {in_words(query, workload)} ({_noise(query, design, plan)})" for query in workload.queries),
+    ]
+
+
+def in_words(query: Query, workload: Workload) -> str:
+    """One question, from its parts: "share with substance_use yes, of people, by area"."""
+    many, who = MANY[query.counts], _condition(query.where, workload)
+    by = f", by {' and '.join(_named(name, workload) for name in query.by)}" if query.by else ""
+    if query.among is None:
+        return f"number of {many}{f' with {who}' if who else ''}{by}"
+    among = _condition(query.among, workload)
+    return f"share with {who}, of {many}{f' with {among}' if among else ''}{by}"
+
+
+def _condition(where: Where, workload: Workload) -> str:
+    return " and ".join(f"{_named(name, workload)} {' or '.join(levels)}" for name, levels in where.items())
+
+
+def _named(name: str, workload: Workload) -> str:
+    column = workload.attributes[name].column
+    return name if name == column else f"{name} (column {column})"
+
+
+def _how(plan: MapPlan) -> str:
+    return (
+        "behind masks: only the sum of all agencies is seen"
+        if plan.circle is not None
+        else "as this agency's own"
+    )
+
+
+def _price(plan: MapPlan, contract: Contract) -> str:
+    spent = epsilon(plan.releases(), plan.delta)
+    if not math.isfinite(spent):
+        return "without noise: there is no bound on what it says about a person"
+    return (
+        f"costs ε = {spent:.2f} (δ = {plan.delta:g}) of one {contract.unit.kind}, for all of these together"
+    )
+
+
+def _noise(query: Query, design: Design, plan: MapPlan) -> str:
+    variance = (plan.noise_multiplier * design.sensitivity) ** 2
+    margin = 1.96 * float(np.median(design.expected(query, variance)))
+    return f"each count ± {margin:,.0f}"
