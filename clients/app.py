@@ -53,6 +53,9 @@ def make_app(find_node: FindNode, clock: Clock = Clock()) -> ClientApp:
     app.query("open")(answers(wire.read_open_order, Node.open))
     app.query("stats")(answers(wire.read_stats_order, Node.stats))
     app.query("map")(answers(wire.read_map_order, Node.map))
+    app.query("greet")(answers(wire.read_greet_order, Node.greet))
+    app.query("seal")(answers(wire.read_seal_order, Node.seal))
+    app.query("cohort")(answers(wire.read_cohort_order, Node.cohort))
     app.train("round")(answers(wire.read_round_order, Node.round))
     return app
 

@@ -13,7 +13,9 @@ from federation.plan import Agreed, Reason, Sha256, Slug
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,64}$")]
 Text = Annotated[str, Field(max_length=400)]
-OrderType = Literal["ready", "keys", "deal", "agree", "open", "stats", "map", "round", "unknown"]
+OrderType = Literal[
+    "ready", "keys", "deal", "agree", "open", "stats", "map", "greet", "seal", "cohort", "round", "unknown"
+]
 What = Literal["training", "tune table", "test table", "users table", "statistic", "map", "cohort"]
 HowStopped = Literal["asked", "now"]
 

@@ -1,8 +1,8 @@
 """An agency's node: its folder, its rules, its records, its ledger, and the orders that it answers.
 
 A folder holds `node.toml` (what this agency is, and whom it trusts), `policy.toml` (what it permits),
-`split.key` and `signing.key` (secrets that only this node has), `ledger.db`, `masks/` (secrets of runs that go
-on), `draws/` (of orders that are at work, and the last replies) and `log/`. Nothing here knows where an order came from.
+`split.key` and `signing.key` (secrets that only this node has), `ledger.db`, `masks/` and `cohorts/` (secrets of
+runs that go on), `draws/` (of orders that are at work, and the last replies) and `log/`. Nothing here knows where an order came from.
 """
 
 import functools
@@ -35,18 +35,26 @@ from clients.journal import Journal
 from clients.keys import KeyFileError
 from clients.ledger import Ledger, PlanFacts, Scope
 from clients.masking import Masks
+from clients.matching import Pacts, histogram, noised
 from clients.policy import Policy, read_policy
 from clients.probing import Probing
 from clients.randomness import Stream
+from clients.records import matched
 from clients.records.counted import load_counted
 from clients.records.data import DataError, Dataset, load, load_values
 from clients.records.sources import find_source
-from federation import masks, multipliers, wire
+from federation import cohort, masks, multipliers, wire
+from federation.cohort import CohortPlan
 from federation.plan import LARGEST_WEIGHT, Part, Reason, Refused, Retest, Terms, TrainPlan
 from federation.protocol import (
     AgreeOrder,
+    Boxes,
+    CohortOrder,
+    CohortReply,
     DealOrder,
     Dealt,
+    Greeted,
+    GreetOrder,
     Head,
     Heads,
     Keys,
@@ -62,6 +70,7 @@ from federation.protocol import (
     Reply,
     RoundOrder,
     RoundReply,
+    SealOrder,
     SharedNoise,
     Signed,
     StatsOrder,
@@ -95,6 +104,7 @@ class Node:
         self.log = file_log(folder, facts.name)
         self.journal = Journal(folder, durable=not policy.simulation)
         self._resident: dict[tuple[float, float], Resident] = {}
+        self._matched: dict[str, matched.Keys] = {}
         self._modules: dict[ModelSpec, torch.nn.Module] = {}
         self._reserved: set[str] = set()
         self._counted: dict[str, Counted] = {}
@@ -207,6 +217,44 @@ class Node:
         self.log.info("run %s: released the counts of a map", plan.run_id)
         return reply
 
+    def greet(self, order: GreetOrder) -> Greeted:
+        """Begin to agree a secret with the other agencies of a cohort that the policy permits."""
+        self._review_cohort(order.plan)
+        self._meet(order.heads)
+        return Greeted(self.facts.name, self.pacts.greet(order.plan, order.attempt))
+
+    def seal(self, order: SealOrder) -> Boxes:
+        """Check the others' greetings and this agency's table, reserve the budget, and seal a contribution to each."""
+        plan = order.plan
+        self._review_cohort(plan)
+        self._matches(plan)
+        if self._known(plan.sha256) is None:
+            self.ledger.reserve(_facts(plan), [replace(plan.release(), split_id=self._split_id(plan))])
+        return Boxes(self.facts.name, self.pacts.seal(plan, order.greetings))
+
+    def cohort(self, order: CohortOrder) -> CohortReply:
+        """One noised histogram under the agreed secret: charged before any noise is drawn, then it leaves, once."""
+        plan = order.plan
+        self._review_cohort(plan)
+        self._meet(order.heads)
+        known = self._known(plan.sha256)
+        if known is not None:
+            self.pacts.forget(plan)
+            return known  # type: ignore[return-value]
+        secret, people = self.pacts.secret(plan, order.boxes), self._matches(plan)
+        counts = histogram(people.keys, people.group, secret, plan.shape)
+        named = replace(plan.release(), split_id=self._split_id(plan))
+        draw = self._begin(plan.sha256, lambda: hashlib.sha256(counts.tobytes()).digest())
+        if not (draw.again and self.ledger.charged(plan.order_id)):
+            self.ledger.charge(_facts(plan), plan.order_id, [named])
+        left = noised(counts, plan, self._cohort_stream(plan, draw))
+        reply = CohortReply(self.facts.name, left, (plan.release(),), self.head)
+        self._keep_reply(plan.sha256, reply)
+        self.pacts.forget(plan)
+        self._matched.clear()
+        self.log.info("run %s: released a histogram for a cohort of %s", plan.run_id, ", ".join(plan.of))
+        return reply
+
     def make_keys(self, order: KeysOrder) -> Keys:
         """Fresh mask keys for a run that the policy permits, with the head that this node keeps of its neighbour."""
         self._review(order.plan)
@@ -249,6 +297,11 @@ class Node:
     def masks(self) -> Masks:
         """What this node keeps for secure aggregation; its signing key is made at first use."""
         return Masks(self.folder, self.facts.name, keys.signing_key(self.folder), self._pins)
+
+    @functools.cached_property
+    def pacts(self) -> Pacts:
+        """What this node keeps of the secrets that it agrees for cohorts; its signing key is made at first use."""
+        return Pacts(self.folder, self.facts.name, keys.signing_key(self.folder), self._pins)
 
     @functools.cached_property
     def draws(self) -> Draws:
@@ -295,6 +348,10 @@ class Node:
             min_people=self.policy.min_people,
             key=keys.secret(self.folder / "split.key"),
         )
+
+    def check_matched(self, plan: CohortPlan) -> None:
+        """`check_data` for a cohort: match keys, and levels of its group."""
+        self._matches(plan)
 
     def _reserve(self, plan: Masked) -> None:
         if plan.sha256 not in self._reserved:
@@ -388,6 +445,19 @@ class Node:
         self._review_now(plan, at)
         return design
 
+    def _review_cohort(self, plan: CohortPlan) -> None:
+        at = self._situation()
+        rules.review(self.policy, plan, at)
+        self._must_agree(plan)
+        why = cohort.why_not(self.contract, plan.by)
+        if why is None and self.facts.name not in plan.of:
+            why = f"the cohort is not asked of {self.facts.name!r}"
+        if why is None and len(cohort.levels_of(self.contract, plan.by)) != plan.levels:
+            why = f"the group {plan.by!r} has not {plan.levels} levels in the contract"
+        if why is not None:
+            raise Refused(Reason.CONTRACT, why)
+        self._review_now(plan, at)
+
     def _review_now(self, plan: rules.Plan, at: rules.Situation) -> None:
         """What changes with time comes last: a person is asked about plans alone that nothing else refuses."""
         try:
@@ -398,9 +468,8 @@ class Node:
             raise
 
     def _situation(self) -> rules.Situation:
-        return rules.Situation(
-            self.now(), self.contract, self.approvals.standing(), self.facts.panel, self.facts.name
-        )
+        standing = self.approvals.standing()
+        return rules.Situation(self.now(), self.contract, standing, self.facts.panel, self.facts.name)
 
     def _must_agree(self, plan: Terms) -> None:
         """`Refused(CONTRACT)` where the plan's contract or facts are not this agency's."""
@@ -421,6 +490,15 @@ class Node:
     def _values(self, column: str) -> np.ndarray:
         source, least = find_source(self.folder, self.facts.table), self.policy.min_people
         return load_values(self.contract, source, column, self.facts.kind, min_people=least)
+
+    def _matches(self, plan: CohortPlan) -> matched.Keys:
+        """Everybody's match key and level, kept from the sealing until the histogram has left."""
+        if plan.sha256 not in self._matched:
+            source, least = find_source(self.folder, self.facts.table), self.policy.min_people
+            by = next((group for group in self.contract.groups if group.name == plan.by), None)
+            found = matched.load_keys(self.contract, source, self.facts.kind, min_people=least, by=by)
+            self._matched = {plan.sha256: found}
+        return self._matched[plan.sha256]
 
     def _records(self, plan: TrainPlan) -> "Resident":
         return self._dataset(plan.tune_fraction, plan.test_fraction)
@@ -674,6 +752,12 @@ class Node:
         if plan.seed is None:
             return draw.stream("stats noise")
         return Stream.seeded(f"{plan.seed}|{self.facts.name}|stats|{plan.column}")
+
+    def _cohort_stream(self, plan: CohortPlan, draw: Draw) -> Stream:
+        """As `_stream`, for the one draw of a cohort."""
+        if plan.seed is None:
+            return draw.stream("cohort noise")
+        return Stream.seeded(f"{plan.seed}|{self.facts.name}|cohort")
 
     def _seed(self, order: RoundOrder, purpose: str) -> int:
         """Seed of one stream: of (seed, agency, round, purpose), so two agencies never share noise."""

@@ -166,8 +166,9 @@ class Policy(Agreed):
     `min_colluders` is the smallest c that a plan with shared noise must withstand, `max_honest` the largest
     number h of other agencies' honesty that this agency's privacy may rest on (0: no shared noise).
     `min_reply_seconds` makes every reply take at least that long, so that its time says less.
-    `stats_columns` are the columns whose quantiles may be asked for (`fedrisk stats`), `map_columns` those by which a
-    demand map may count people (`fedrisk map`).
+    `stats_columns` are the columns whose quantiles may be asked for (`fedrisk stats`).
+    `map_columns` are the columns that a map or a cohort may count by.
+    `cohort_peers` are the agencies with which a common number of people may be counted (`fedrisk cohort`).
     `registration_required`: the panel pinned in node.toml must have registered a training before it began.
     `ask`: a person approves each plan before it runs (`clients.approvals`).
     `simulation` may be true only where the records are synthetic or public: it lets a plan carry a
@@ -183,6 +184,7 @@ class Policy(Agreed):
     releases: tuple[Kind, ...] | None = None
     stats_columns: tuple[str, ...] = ()
     map_columns: tuple[str, ...] = ()
+    cohort_peers: tuple[Slug, ...] = ()
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
     masks_required: bool = False

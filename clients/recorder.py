@@ -10,6 +10,8 @@ from clients import journal_lines as lines
 from clients.journal import Journal
 from federation.plan import Reason, TrainPlan
 from federation.protocol import (
+    CohortOrder,
+    CohortReply,
     Heads,
     MapOrder,
     MapPlan,
@@ -20,12 +22,13 @@ from federation.protocol import (
     Reply,
     RoundOrder,
     RoundReply,
+    StatsOrder,
     StatsReply,
 )
 from federation.release import Event
-from federation.stats import StatsPlan
 
 RULE = re.compile(r"^([a-z0-9_.-]{1,100}): ")  # how a sentence of the policy begins
+LEAVES = RoundReply | StatsReply | MapReply | CohortReply | MaskedReply
 _WHAT: dict[str, lines.What] = {
     "train": "training",
     "users": "users table",
@@ -55,7 +58,7 @@ class Recorder:
 
     def answered(self, reply: Reply) -> None:
         """The order was permitted, and `reply` is about to leave."""
-        if not isinstance(reply, RoundReply | StatsReply | MapReply | MaskedReply) or reply.head is None:
+        if not isinstance(reply, LEAVES) or reply.head is None:
             self._journal.write(lines.Accepted(**self._facts))
             return
         seq, chain = reply.head
@@ -81,7 +84,7 @@ def _names(order: Order) -> dict[str, Any]:
         run_id = str(getattr(order, "run_id", ""))
         return {"run_id": run_id} if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", run_id) else {}
     order_id = order.order_id if isinstance(order, RoundOrder | MapOrder) else ""
-    order_id = plan.order_id if isinstance(plan, StatsPlan) else order_id
+    order_id = order.plan.order_id if isinstance(order, StatsOrder | CohortOrder) else order_id
     return {"run_id": plan.run_id, "plan_sha256": plan.sha256, "order_id": lines.printable(order_id)}
 
 

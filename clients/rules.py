@@ -7,7 +7,19 @@ what the node does at each order; `explain` says the same of every rule, for `fe
 from collections.abc import Iterator, Sequence
 
 from clients.policy import Policy
-from clients.ruleset import MAP, NOW, STATISTIC, TERMS, TRAINING, Rule, Situation, Standing, Verdict
+from clients.ruleset import (
+    COHORT,
+    MAP,
+    NOW,
+    STATISTIC,
+    TERMS,
+    TRAINING,
+    Rule,
+    Situation,
+    Standing,
+    Verdict,
+)
+from federation.cohort import CohortPlan
 from federation.plan import Refused, TrainPlan
 from federation.protocol import MapPlan, Plan
 
@@ -35,6 +47,8 @@ def deciding(verdicts: Sequence[Verdict]) -> Verdict | None:
 def _lasting(plan: Plan) -> tuple[Rule, ...]:
     if isinstance(plan, MapPlan):
         return (*TERMS, *MAP)
+    if isinstance(plan, CohortPlan):
+        return (*TERMS, *COHORT)
     return (*TERMS, *(TRAINING if isinstance(plan, TrainPlan) else STATISTIC))
 
 

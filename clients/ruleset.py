@@ -4,12 +4,14 @@ None reads a record or the ledger, so no answer that is given here can depend on
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from clients.policy import Policy
+from federation.cohort import CohortPlan, columns_of
 from federation.decision import DecisionError, Panel, read_registered
 from federation.experiment import unlike_registered
 from federation.plan import Reason, Refused, TrainPlan
@@ -18,6 +20,7 @@ from federation.protocol import MapPlan, Masked, Plan
 from federation.release import VIEWERS, Event, Viewer
 from federation.stats import StatsPlan
 from models.contract import Contract
+from models.overlap import noise_variance
 
 Standing = Literal["approved", "withdrawn"]
 WHO: Mapping[Viewer, str] = {
@@ -31,15 +34,15 @@ WHO: Mapping[Viewer, str] = {
 class Situation:
     """What a review needs besides the plan: the time, the node's own contract, and what people decided on plans.
 
-    `standing` is by plan SHA-256 (`clients.approvals`). `panel` is the ethics panel that node.toml pins, if it does.
-    `agency` is this agency's name.
+    `standing` is by plan SHA-256 (`clients.approvals`). `panel` is the ethics panel that node.toml pins, if it does,
+    and `name` this agency there.
     """
 
     now: datetime
     contract: Contract
     standing: Mapping[str, Standing] = field(default_factory=dict)
     panel: Panel | None = None
-    agency: str = ""
+    name: str = ""
 
 
 class Verdict(NamedTuple):
@@ -126,10 +129,11 @@ def _never_columns(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 
 def _columns(plan: Plan, contract: Contract) -> set[str]:
-    """Every column of the contract, whichever agencies hold it, and that of a statistic."""
+    """Every column of the contract, whichever agencies hold it, and those of a statistic or a cohort."""
     roles = {contract.unit.column, contract.unit.order_by, contract.label.column, contract.split}
     asked = {plan.column} if isinstance(plan, StatsPlan) else set()
     asked |= set(_counted(plan, contract, None)) if isinstance(plan, MapPlan) else set()
+    asked |= set(columns_of(contract, plan.by)) if isinstance(plan, CohortPlan) else set()
     known = {column.name for column in contract.columns} | {group.column for group in contract.groups}
     known |= set(contract.user_columns)
     return known | asked | {name for name in roles if name is not None}
@@ -176,7 +180,7 @@ def _releases(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 
 def _masks_required(policy: Policy, plan: Plan, at: Situation) -> Verdict:
-    masked = not isinstance(plan, StatsPlan) and plan.circle is not None
+    masked = isinstance(plan, Masked) and plan.circle is not None
     return _verdict(
         "masks_required",
         masked or not policy.masks_required,
@@ -191,6 +195,8 @@ def _masks_required(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 def _sigma(plan: Plan) -> float:
     """The least noise on a cell of a table, std, in people; of a map, that of one table that would cost as much."""
+    if isinstance(plan, CohortPlan):
+        return math.sqrt(noise_variance(plan.epsilon))
     if isinstance(plan, TrainPlan):
         return min(plan.privacy.tune_sigma, plan.privacy.test_sigma)
     return plan.sigma if isinstance(plan, StatsPlan) else plan.noise_multiplier
@@ -207,7 +213,7 @@ def _min_table_sigma(policy: Policy, plan: Plan, at: Situation) -> Verdict:
     )
 
 
-def _max_delta(policy: Policy, plan: Plan, at: Situation) -> Verdict:
+def _max_delta(policy: Policy, plan: TrainPlan | StatsPlan, at: Situation) -> Verdict:
     delta = plan.privacy.delta if isinstance(plan, TrainPlan) else plan.delta
     return _verdict(
         "max_delta",
@@ -242,9 +248,7 @@ def _budget_order(policy: Policy, plan: Plan, at: Situation) -> Verdict:
 
 def _of_one_order(plan: Plan) -> tuple[Event, ...]:
     """The most that one order takes: its training and tables are of different people, so the costliest counts."""
-    if isinstance(plan, StatsPlan):
-        return (plan.release(),)
-    return plan.each_release()
+    return plan.each_release() if isinstance(plan, TrainPlan) else (plan.release(),)
 
 
 @functools.lru_cache(maxsize=64)
@@ -380,20 +384,34 @@ def _stats_columns(policy: Policy, plan: StatsPlan, at: Situation) -> Verdict:
     return _verdict("stats_columns", listed, Reason.CONTRACT, f"{name} is listed", f"{name} is not listed")
 
 
-# --- a map --------------------------------------------------------------------------------------------
+# --- a map and a cohort ---------------------------------------------------------------------------------
 
 
-def _map_columns(policy: Policy, plan: MapPlan, at: Situation) -> Verdict:
-    """The columns that this agency itself is asked to count by must each be listed."""
+def _map_columns(policy: Policy, plan: MapPlan | CohortPlan, at: Situation) -> Verdict:
+    """The columns by which this agency itself is asked to count must each be listed."""
     listed = {name.casefold() for name in policy.map_columns}
-    counted = _counted(plan, at.contract, at.agency)
+    if isinstance(plan, MapPlan):
+        counted = _counted(plan, at.contract, at.name)
+    else:
+        counted = tuple(columns_of(at.contract, plan.by))
     absent = sorted(name for name in counted if name.casefold() not in listed)
     return _verdict(
         "map_columns",
         not absent,
         Reason.CONTRACT,
-        "the columns that the map counts by are listed",
-        f"the map counts by {', '.join(map(repr, absent))}, which is not listed",
+        "every column that people are counted by is listed",
+        f"the plan counts people by {', '.join(map(repr, absent))}, which is not listed",
+    )
+
+
+def _cohort_peers(policy: Policy, plan: CohortPlan, at: Situation) -> Verdict:
+    absent = [name for name in plan.of if name not in (*policy.cohort_peers, at.name)]
+    return _verdict(
+        "cohort_peers",
+        not absent,
+        Reason.CONTRACT,
+        "people may be counted together with every agency of the plan",
+        f"the plan counts people together with {', '.join(absent)}, which is not listed",
     )
 
 
@@ -444,4 +462,5 @@ MAP: tuple[Rule, ...] = (
     *(_min_table_sigma, _max_delta, _budget, _budget_order),
 )
 STATISTIC: tuple[Rule, ...] = (_stats_columns, _min_table_sigma, _max_delta, _budget, _budget_order)
+COHORT: tuple[Rule, ...] = (_map_columns, _cohort_peers, _min_table_sigma, _budget, _budget_order)
 NOW: tuple[Rule, ...] = (_ask, _hours)

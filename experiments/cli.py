@@ -214,6 +214,38 @@ def demand_map(
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+def cohort(
+    context: typer.Context,
+    epsilon: Annotated[
+        float, typer.Option(help="What it costs a person at each agency, beside all else.")
+    ] = 1.0,
+    by: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="An audit group, to tell its levels apart.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Ask deployed agencies: a coordinator's folder, or a name in ~/.flwr/config.toml."),
+    ] = None,
+) -> None:
+    """How many people two or three agencies both know, with an interval: fedrisk cohort A B [C] [overrides]
+
+    No identifier is shared and nobody is matched: each agency sends one noised histogram of hashes under a secret
+    that the agencies agree and the coordinator never has. The contract's `match` says who is the same person. What it
+    spends, and how close the number will be, is printed first. Deployed agencies must list the columns in map_columns
+    and each other in cohort_peers of policy.toml.
+
+    Example: fedrisk cohort police health experiment=own data.agencies=agencies.yaml --epsilon 1 --by sex
+    """
+    from experiments.cohort import cohort_from, submit_cohort
+
+    if superlink is not None:
+        guarded(lambda: submit_cohort(superlink, context.args, epsilon=epsilon, by=by))
+        return
+    guarded(lambda: cohort_from(context.args, epsilon=epsilon, by=by, as_json=as_json))
+
+
+@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
 def retest(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder of a finished run.")],

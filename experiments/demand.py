@@ -220,12 +220,10 @@ def _check(nodes: Sequence[Path], experiment: Experiment, plan: MapPlan) -> None
 
 
 def _run(job: MapJob, nodes: Sequence[Path]) -> dict[str, Any]:
-    from clients.app import make_app, node_from_config
-    from experiments.engines import LocalGrid
+    from experiments.engines import simulate
 
     log_to_file(job.folder)
-    grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
-    return run_map_job(grid, job)
+    return simulate(lambda grid: run_map_job(grid, job), nodes, job.experiment.settings.engine.name)
 
 
 # --- the screen ---------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ engine is a Flower `Grid` that hands each message to the ClientApp in this proce
 """
 
 import hashlib
-import json
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,9 +20,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.agencies import Agency
 from federation.experiment import Experiment, SettingsError
-from federation.server.app import Job, run_job
 from federation.server.rounds import RunError
 
+Found = TypeVar("Found")
 FLOWER_ENV = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
@@ -83,23 +82,22 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_local(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
-    """Run `job` in this process over the node folders `nodes`, one torch thread."""
-    import torch
-
-    from clients.app import make_app as make_client_app
-    from clients.app import node_from_config
-
-    torch.set_num_threads(1)
-    grid = LocalGrid(make_client_app(node_from_config), [{"node-dir": str(folder)} for folder in nodes])
-    return run_job(grid, job)
-
-
-def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
-    """Run `job` under Flower's own simulation engine, one worker process for each core."""
+def simulate(act: Callable[[Grid], Found], nodes: Sequence[Path], engine: str = "local") -> Found:
+    """What `act` makes of a grid of the node folders `nodes`: in this process, or (`engine` ray) under Ray."""
     import torch
 
     torch.set_num_threads(1)
+    return (_simulate_with_ray if engine == "ray" else _simulate_here)(act, nodes)
+
+
+def _simulate_here(act: Callable[[Grid], Found], nodes: Sequence[Path]) -> Found:
+    from clients.app import make_app, node_from_config
+
+    return act(LocalGrid(make_app(node_from_config), [{"node-dir": str(folder)} for folder in nodes]))
+
+
+def _simulate_with_ray(act: Callable[[Grid], Found], nodes: Sequence[Path]) -> Found:
+    """Flower's own simulation engine, one worker process for each core."""
     os.environ.update(
         FLOWER_ENV | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     )  # else Ray warns of CPU-only work
@@ -109,10 +107,10 @@ def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
     except ImportError:
         raise SettingsError("engine=ray needs Ray: pip install 'fedrisk[ray]', or use engine=local") from None
 
-    ended = threading.Event()
+    ended, found = threading.Event(), list[Found]()
     try:
         run_simulation(
-            server_app=_stoppable(job, ended),
+            server_app=_stoppable(lambda grid: found.append(act(grid)), ended),
             client_app=_ray_client_app([str(folder) for folder in nodes]),
             num_supernodes=len(nodes),
             backend_config={
@@ -122,12 +120,13 @@ def run_ray(job: Job, nodes: Sequence[Path]) -> dict[str, Any]:
         )
     finally:
         ended.set()
-    result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
-    return result
+    if not found:
+        raise RunError("Ray ended before the coordinator did: run.log says why")
+    return found[0]
 
 
-def _stoppable(job: Job, ended: threading.Event) -> ServerApp:
-    """The ServerApp of `job`, which Flower runs in a thread: it must not wait on for an engine that has ended."""
+def _stoppable(act: Callable[[Grid], None], ended: threading.Event) -> ServerApp:
+    """The ServerApp that does `act`, in a thread of Flower's: it must not wait on for an engine that has ended."""
     app = ServerApp()
 
     @app.main()
@@ -140,7 +139,7 @@ def _stoppable(job: Job, ended: threading.Event) -> ServerApp:
             return pull(message_ids)
 
         grid.pull_messages = pull_while_it_runs  # type: ignore[method-assign]
-        run_job(grid, job)
+        act(grid)
 
     return app
 
@@ -153,22 +152,24 @@ def _ray_client_app(folders: Sequence[str]) -> ClientApp:
 
 
 def submit(
-    superlink: str, experiment: Experiment, run_id: str, *, stats: str = "", retest: str = "", map: str = ""
+    superlink: str,
+    experiment: Experiment,
+    run_id: str,
+    *,
+    stats: str = "",
+    cohort: str = "",
+    retest: str = "",
+    map: str = "",
 ) -> str:
     """Hand the run to a SuperLink; returns Flower's number for the run.
 
     `superlink` is a running coordinator's folder, or a name in Flower's configuration. `stats` is a `StatsRequest` in
-    base64, where a statistic is asked for and no training, `retest` a `RetestRequest`, `map` a `MapRequest`. The bundle is `federation.installed`'s, without any code:
+    base64, where a statistic is asked for and no training, `cohort` a `CohortRequest`, `retest` a `RetestRequest`, `map` a `MapRequest`. The bundle is `federation.installed`'s, without any code:
     the coordinator and the agencies run the fedrisk that they have installed. `SettingsError` when the SuperLink
     does not take the run.
     """
-    config = {
-        "experiment": experiment.encode(),
-        "run-id": run_id,
-        "stats": stats,
-        "retest": retest,
-        "map": map,
-    }
+    config = {"experiment": experiment.encode(), "run-id": run_id}
+    config |= {"stats": stats, "cohort": cohort, "retest": retest, "map": map}
     return str(_start_run(superlink, config))
 
 
@@ -220,9 +221,8 @@ def make_node_folders(
 ) -> list[Path]:
     """One node folder for each agency of a simulation, as an agency's IT would lay it out.
 
-    The policy says that it is a simulation, and permits statistics of `stats_columns` and maps by
-    `map_columns`; the split key derives from
-    `seed`, so runs repeat. Signing keys are made here and pinned by all: a simulation has no other channel.
+    The policy says that it is a simulation, and permits statistics of `stats_columns`, counts of people by
+    `map_columns`, and cohorts with every other agency; the split key derives from `seed`, so runs repeat. Signing keys are made here and pinned by all: a simulation has no other channel.
     """
     import tomli_w
     import yaml
@@ -250,6 +250,7 @@ def make_node_folders(
             "models": ["logistic", "mlp", "residual"],
             "stats_columns": list(stats_columns),
             "map_columns": list(map_columns),
+            "cohort_peers": sorted(set(homes) - {agency.name}),
             "min_people": min_people,
         }
         (home / "contract.yaml").write_text(yaml.safe_dump(dict(contract), sort_keys=False))

@@ -270,11 +270,9 @@ def _prepare(
 
 
 def _ask(job: RetestJob, nodes: Sequence[Path]) -> dict[str, Any]:
-    from clients.app import make_app, node_from_config
-    from experiments.engines import LocalGrid
+    from experiments.engines import simulate
 
-    grid = LocalGrid(make_app(node_from_config), [{"node-dir": str(node)} for node in nodes])
-    return run_retest_job(grid, job)
+    return simulate(lambda grid: run_retest_job(grid, job), nodes)
 
 
 def as_agreed(agencies: Sequence[Agency], experiment: Experiment) -> tuple[Agency, ...]:

@@ -160,7 +160,7 @@ def start(
 
     from experiments import engines
     from experiments.screen import Screen
-    from federation.server.app import Job
+    from federation.server.app import Job, run_job
     from federation.server.result import RunFacts
 
     settings = experiment.settings
@@ -171,7 +171,7 @@ def start(
         add = _adder(experiment, data, agencies, screen)
         job = Job(experiment, facts, folder, tracker, (screen,), add)
         try:
-            result = (engines.run_ray if settings.engine.name == "ray" else engines.run_local)(job, nodes)
+            result = engines.simulate(lambda grid: run_job(grid, job), nodes, settings.engine.name)
         except KeyboardInterrupt:
             raise RunError(f"stopped; go on with: {resume_command(folder)}") from None
         except (RunError, CheckpointError) as error:

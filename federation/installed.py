@@ -19,7 +19,14 @@ from typing import Any
 PACKAGES = ("models", "federation", "clients")  # what learns, agrees and guards
 SUFFIXES = (".py", ".j2", ".yaml")
 SERVER_APP, CLIENT_APP = "federation.server.app:app", "clients.app:app"
-RUN_CONFIG = ("experiment", "run-id", "stats", "retest", "map")  # all that a run may say beside the bundle
+RUN_CONFIG = (
+    "experiment",
+    "run-id",
+    "stats",
+    "cohort",
+    "retest",
+    "map",
+)  # all that a run may say beside the bundle
 PYPROJECT = """\
 [project]
 name = "fedrisk"

@@ -2,9 +2,10 @@
 
 Out of an agency go, and nothing else: `Ready` (a name), `RoundReply` (a clipped and noised change of the
 weights, noised score tables, and the events they were charged as), `StatsReply` (one noised table of the values
-of a column, and its event), `MaskedReply` (whole numbers that mean nothing until the coordinator has added those
+of a column, and its event), `CohortReply` (one noised histogram of keyed hashes, and its event), `MaskedReply` (whole numbers that mean nothing until the coordinator has added those
 of the other agencies), what the masking needs (`Keys`, `Dealt`, `Signed`, `Opened`: public keys, encrypted
-shares, signatures, shares of masks; made without any record) and `Refusal` (a name and a `Reason` from a closed list). A `Head`, the number and hash of the newest
+shares, signatures, shares of masks; made without any record), what agreeing a secret needs (`Greeted`, `Boxes`: public keys
+and encrypted random bytes; made without any record) and `Refusal` (a name and a `Reason` from a closed list). A `Head`, the number and hash of the newest
 entry of the agency's ledger, rides along so that a ledger that was set back shows. Nothing with a record
 axis has a field here.
 
@@ -19,7 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from federation.cohort import CohortPlan
 from federation.demand import MapPlan
+from federation.pact import Greeting
 from federation.plan import (
     Agreed,
     Fraction,
@@ -46,7 +49,10 @@ OPEN = "query.open"
 ROUND = "train.round"
 STATS = "query.stats"
 MAP = "query.map"
-ORDERS = (READY, KEYS, DEAL, AGREE, OPEN, ROUND, STATS, MAP)
+GREET = "query.greet"
+SEAL = "query.seal"
+COHORT = "query.cohort"
+ORDERS = (READY, KEYS, DEAL, AGREE, OPEN, ROUND, STATS, MAP, GREET, SEAL, COHORT)
 
 Masked = TrainPlan | MapPlan  # plans whose noise may be shared behind masks
 
@@ -151,6 +157,32 @@ class MapOrder:
 
 
 @dataclass(frozen=True)
+class GreetOrder:
+    """Begin to agree a secret for this cohort; a new `attempt` begins anew. `heads`: as in `RoundOrder`."""
+
+    plan: CohortPlan
+    attempt: int = 0
+    heads: Heads = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SealOrder:
+    """Here are the greetings of all who take part: check them, and seal your contribution to each."""
+
+    plan: CohortPlan
+    greetings: tuple[Greeting, ...]
+
+
+@dataclass(frozen=True)
+class CohortOrder:
+    """Send one noised histogram of the plan's people. `boxes`: by agency, what it sealed to you. `heads`: as in `RoundOrder`."""
+
+    plan: CohortPlan
+    boxes: Mapping[str, bytes]
+    heads: Heads = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class KeysOrder:
     """Make keys for `draws` masked vectors of this plan."""
 
@@ -245,6 +277,35 @@ class MapReply:
 
 
 @dataclass(frozen=True)
+class Greeted:
+    """An agency's public half of an agreed secret, signed by the key that its peers have pinned."""
+
+    agency: str
+    greeting: Greeting
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """By peer, this agency's contribution to an agreed secret, encrypted to it alone."""
+
+    agency: str
+    boxes: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class CohortReply:
+    """What an agency releases for a cohort: `counts` of people by (level, bucket), its own noise on each.
+
+    Shape and type are the plan's, whatever is counted; `releases` is the ledger's one event for it.
+    """
+
+    agency: str
+    counts: np.ndarray
+    releases: tuple[Event, ...]
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
 class MaskedReply:
     """What an agency sends behind masks: `vector` of uint32 or uint64, uniform to whoever lacks the others'.
 
@@ -310,8 +371,13 @@ def _digest(begins: str, weights: Weights) -> str:
     return digest.hexdigest()
 
 
-Plan = TrainPlan | StatsPlan | MapPlan
-PLANS: Mapping[str, type[Plan]] = {"model": TrainPlan, "column": StatsPlan, "workload": MapPlan}
+Plan = TrainPlan | StatsPlan | MapPlan | CohortPlan
+PLANS: Mapping[str, type[Plan]] = {
+    "model": TrainPlan,
+    "column": StatsPlan,
+    "workload": MapPlan,
+    "of": CohortPlan,
+}
 """Every kind of plan, by a key that it alone has."""
 
 
@@ -320,14 +386,16 @@ def plan_type(values: Mapping[str, object]) -> type[Plan]:
     return next((kind for key, kind in PLANS.items() if key in values), TrainPlan)
 
 
-Order = (
-    TrainPlan | MapPlan | RoundOrder | StatsOrder | MapOrder | KeysOrder | DealOrder | AgreeOrder | OpenOrder
-)
-Reply = Ready | RoundReply | StatsReply | MapReply | MaskedReply | Keys | Dealt | Signed | Opened | Refusal
+CohortOrders = GreetOrder | SealOrder | CohortOrder
+MaskOrders = KeysOrder | DealOrder | AgreeOrder | OpenOrder
+Order = TrainPlan | MapPlan | RoundOrder | StatsOrder | MapOrder | CohortOrders | MaskOrders
+Secrecy = Greeted | Boxes | Keys | Dealt | Signed | Opened  # made without any record
+Reply = Ready | RoundReply | StatsReply | MapReply | CohortReply | MaskedReply | Secrecy | Refusal
 
 
 __all__ = [
     "Agreed",
+    "CohortPlan",
     "Fraction",
     "LocalPlan",
     "MapPlan",

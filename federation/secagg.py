@@ -245,7 +245,7 @@ def check_adverts(
         _demand(len(each.mask_keys) == draws, f"{each.agency!r} sent {len(each.mask_keys)} keys, not {draws}")
     keys = [key for each in found for key in (each.share_key, *each.mask_keys)]
     _demand(len(set(keys)) == len(keys), "a key is used twice")
-    _demand(all(map(_is_sound, keys)), "a key is not a point of X25519, or one that hides nothing")
+    _demand(all(map(is_sound, keys)), "a key is not a point of X25519, or one that hides nothing")
     return Roster(run_id, plan_sha256, threshold, found)
 
 
@@ -253,12 +253,12 @@ def _check_signature(advert: Advert, run_id: str, plan_sha256: str, pins: Mappin
     _demand(advert.agency in pins, f"no key is pinned for {advert.agency!r}")
     signed = advert.signed(run_id, plan_sha256)
     _demand(
-        _verifies(pins[advert.agency], advert.signature, signed),
+        verifies(pins[advert.agency], advert.signature, signed),
         f"the keys of {advert.agency!r} are not signed by it for this plan",
     )
 
 
-def _is_sound(key: bytes) -> bool:
+def is_sound(key: bytes) -> bool:
     """32 bytes, the one way to write its point, and not of small order (X25519 would give all zeros)."""
     if len(key) != 32 or int.from_bytes(key, "little") >= FIELD_PRIME:
         return False
@@ -269,7 +269,8 @@ def _is_sound(key: bytes) -> bool:
     return True
 
 
-def _verifies(public_key: bytes, signature: bytes, signed: bytes) -> bool:
+def verifies(public_key: bytes, signature: bytes, signed: bytes) -> bool:
+    """Whether `signature` is of `signed` by the Ed25519 key of these 32 bytes."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, signed)
     except (InvalidSignature, ValueError):
@@ -301,10 +302,11 @@ def bind(secrets: Secrets, roster: Roster) -> Secrets:
 def _public_keys(secrets: Secrets) -> tuple[bytes, tuple[bytes, ...]]:
     """The share key, and the mask key of each draw."""
     mask_keys = (secrets.mask_key(draw) for draw in range(secrets.draws))
-    return _public(secrets.share_key()), tuple(_public(key) for key in mask_keys)
+    return public(secrets.share_key()), tuple(public(key) for key in mask_keys)
 
 
-def _public(key: X25519PrivateKey) -> bytes:
+def public(key: X25519PrivateKey) -> bytes:
+    """The 32 bytes that others see of it."""
     return key.public_key().public_bytes_raw()
 
 
@@ -473,7 +475,7 @@ def _signers(
     return {
         name
         for name in survivors
-        if name in pins and name in signatures and _verifies(pins[name], signatures[name], signed)
+        if name in pins and name in signatures and verifies(pins[name], signatures[name], signed)
     }
 
 
@@ -515,7 +517,7 @@ def unmask(
     for name in sorted(set(roster.names) - set(survivors)):
         # what the dropped agency would have added cancels what the survivors did
         key = _mask_key(seeds[name], roster.run_id, name, draw)
-        if _public(key) != roster.of(name).mask_keys[draw]:
+        if public(key) != roster.of(name).mask_keys[draw]:
             raise UnmaskError(f"the shares of {name!r} do not give its mask key")
         added, subtracted = _pair_keys(key, roster, draw, name, survivors)
         plus += added

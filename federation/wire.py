@@ -20,20 +20,30 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from federation.cohort import CohortPlan
 from federation.demand import MapPlan
+from federation.pact import Greeting
 from federation.plan import VERSION, Reason, Refused, Terms, TrainPlan, sentences
 from federation.protocol import (
     AGREE,
+    COHORT,
     DEAL,
+    GREET,
     KEYS,
     MAP,
     OPEN,
     READY,
     ROUND,
+    SEAL,
     STATS,
     AgreeOrder,
+    Boxes,
+    CohortOrder,
+    CohortReply,
     DealOrder,
     Dealt,
+    Greeted,
+    GreetOrder,
     Head,
     Heads,
     Keys,
@@ -50,6 +60,7 @@ from federation.protocol import (
     RoundOrder,
     RoundReply,
     Sealed,
+    SealOrder,
     Signed,
     StatsOrder,
     StatsReply,
@@ -117,7 +128,7 @@ def read_agree_order(message: Message) -> AgreeOrder:
 def pack_open_order(order: OpenOrder, node_id: int) -> Message:
     """Ask an agency for the shares that unmask a sum."""
     small = _of_draw(order) | {
-        "signatures": {name: _text(signature) for name, signature in order.signatures.items()},
+        "signatures": _texts(order.signatures),
         "sealed": {name: [_text(part) for part in sealed] for name, sealed in order.sealed.items()},
         "last": order.last,
     }
@@ -130,7 +141,7 @@ def read_open_order(message: Message) -> OpenOrder:
     def read(small: dict[str, Any]) -> OpenOrder:
         return OpenOrder(
             **_read_of_draw(small),
-            signatures={str(name): _bytes(value) for name, value in small["signatures"].items()},
+            signatures=_read_texts(small["signatures"]),
             sealed={str(name): _read_sealed(value) for name, value in small["sealed"].items()},
             last=bool(small["last"]),
         )
@@ -213,6 +224,54 @@ def read_map_order(message: Message) -> MapOrder:
     return _decoded(read, message)
 
 
+def pack_greet_order(order: GreetOrder, node_id: int) -> Message:
+    """Ask an agency to begin agreeing a secret."""
+    small = {"plan": order.plan.canonical, "attempt": order.attempt, "heads": order.heads}
+    return _small_order(GREET, node_id, small)
+
+
+def read_greet_order(message: Message) -> GreetOrder:
+    """The inverse of `pack_greet_order`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> GreetOrder:
+        plan = _read_terms(small["plan"], CohortPlan)
+        return GreetOrder(plan, int(small["attempt"]), _read_heads(small["heads"]))
+
+    return _decoded(read, message)
+
+
+def pack_seal_order(order: SealOrder, node_id: int) -> Message:
+    """Show an agency everybody's greetings."""
+    greetings = [greeting.to_dict() for greeting in order.greetings]
+    return _small_order(SEAL, node_id, {"plan": order.plan.canonical, "greetings": greetings})
+
+
+def read_seal_order(message: Message) -> SealOrder:
+    """The inverse of `pack_seal_order`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> SealOrder:
+        greetings = tuple(map(Greeting.from_dict, small["greetings"]))
+        return SealOrder(_read_terms(small["plan"], CohortPlan), greetings)
+
+    return _decoded(read, message)
+
+
+def pack_cohort_order(order: CohortOrder, node_id: int) -> Message:
+    """Ask an agency for a histogram of its people under the secret that was agreed."""
+    small = {"plan": order.plan.canonical, "boxes": _texts(order.boxes), "heads": order.heads}
+    return _small_order(COHORT, node_id, small)
+
+
+def read_cohort_order(message: Message) -> CohortOrder:
+    """The inverse of `pack_cohort_order`; `Refused(MALFORMED or VERSION)` when it does not decode."""
+
+    def read(small: dict[str, Any]) -> CohortOrder:
+        plan = _read_terms(small["plan"], CohortPlan)
+        return CohortOrder(plan, _read_texts(small["boxes"]), _read_heads(small["heads"]))
+
+    return _decoded(read, message)
+
+
 def pack_reply(reply: Reply, order: Message) -> Message:
     """The one way out of an agency. The size depends on the plan alone."""
     return Message(_content(reply), reply_to=order)
@@ -250,9 +309,16 @@ def _content(reply: Reply) -> RecordDict:
         case MapReply():
             small |= {"releases": _released(reply.releases), "head": reply.head}
             arrays |= {"map": {"numbers": reply.numbers}}
+        case CohortReply():
+            small |= {"releases": _released(reply.releases), "head": reply.head}
+            arrays |= {"cohort": {"counts": reply.counts}}
         case MaskedReply():
             small |= {"releases": _released(reply.releases), "head": reply.head}
             arrays |= {"masked": {"vector": reply.vector}}
+        case Greeted():
+            small |= {"greeting": reply.greeting.to_dict()}
+        case Boxes():
+            small |= {"boxes": _texts(reply.boxes)}
         case Keys():
             small |= {"advert": reply.advert.to_dict()}
         case Dealt():
@@ -262,7 +328,7 @@ def _content(reply: Reply) -> RecordDict:
         case Signed():
             small |= {"signature": _text(reply.signature)}
         case Opened():
-            small |= {"shares": {name: _text(share) for name, share in reply.shares.items()}}
+            small |= {"shares": _texts(reply.shares)}
     return _record(small, arrays)
 
 
@@ -299,6 +365,11 @@ def _read_map_reply(agency: str, small: dict[str, Any], content: RecordDict) -> 
     return MapReply(agency, numbers, _read_released(small["releases"]), _read_head(small["head"]))
 
 
+def _read_cohort_reply(agency: str, small: dict[str, Any], content: RecordDict) -> CohortReply:
+    counts = _read_arrays(content, "cohort")["counts"]
+    return CohortReply(agency, counts, _read_released(small["releases"]), _read_head(small["head"]))
+
+
 def _read_masked_reply(agency: str, small: dict[str, Any], content: RecordDict) -> MaskedReply:
     vector = _read_arrays(content, "masked")["vector"]
     return MaskedReply(agency, vector, _read_released(small["releases"]), _read_head(small["head"]))
@@ -314,11 +385,14 @@ _READERS: Mapping[str, Callable[[str, dict[str, Any], RecordDict], Reply]] = {
     "RoundReply": _read_round_reply,
     "StatsReply": _read_stats_reply,
     "MapReply": _read_map_reply,
+    "CohortReply": _read_cohort_reply,
     "MaskedReply": _read_masked_reply,
+    "Greeted": lambda agency, small, _: Greeted(agency, Greeting.from_dict(small["greeting"])),
+    "Boxes": lambda agency, small, _: Boxes(agency, _read_texts(small["boxes"])),
     "Keys": lambda agency, small, _: Keys(agency, Advert.from_dict(small["advert"])),
     "Dealt": _read_dealt,
     "Signed": lambda agency, small, _: Signed(agency, _bytes(small["signature"])),
-    "Opened": lambda agency, small, _: Opened(agency, {n: _bytes(s) for n, s in small["shares"].items()}),
+    "Opened": lambda agency, small, _: Opened(agency, _read_texts(small["shares"])),
 }
 
 
@@ -378,6 +452,14 @@ def _read_sealed(value: Sequence[str]) -> Sealed:
 
 def _text(value: bytes) -> str:
     return base64.b64encode(value).decode()
+
+
+def _texts(values: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _read_texts(values: Mapping[str, str]) -> dict[str, bytes]:
+    return {str(name): _bytes(value) for name, value in values.items()}
 
 
 def _bytes(value: str) -> bytes:

@@ -279,11 +279,9 @@ def _match(top: Section) -> Match | None:
         return None
     for key in ("identifier", "name", "born", "postcode"):
         if key in MATCH_RULES[rule] and not getattr(found, key):
-            section.say(key, f"is required by the rule {rule}, which reads {' and '.join(MATCH_RULES[rule])}")
+            section.say(key, f"is required by the rule {rule}, which reads {', '.join(MATCH_RULES[rule])}")
         elif key not in MATCH_RULES[rule] and getattr(found, key):
-            section.say(
-                key, f"must be left out: the rule {rule} reads {' and '.join(MATCH_RULES[rule])} alone"
-            )
+            section.say(key, f"must be left out: the rule {rule} reads {', '.join(MATCH_RULES[rule])} alone")
     if len(found.name) > 2:
         section.say("name", "must list two columns, forenames and surname, or one that has both")
     return found

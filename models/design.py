@@ -7,7 +7,11 @@ for s_b proportional to sqrt(T_b).
 
 Intervals are of the noise alone: the counts are of people whom the agencies know, not of a sample. They are of the
 tables as they came; values are of the tables as they were fitted (no negative cell, margins that add up), as far as
-these are in their interval. So fitting changes no coverage.
+these are in their interval. So fitting changes no coverage. An interval that is shown knows that it is: of the many
+empty cells of a map a few come out as three standard deviations, and those alone would be seen. Its lower end is that of
+a noised count that was at least the smallest that is shown (Fithian, Sun, Taylor, Optimal inference after model
+selection, arXiv:1410.2597, section 3), so it covers among the intervals that are seen as well; from five standard
+deviations on this is the usual end.
 """
 
 import hashlib
@@ -37,6 +41,8 @@ from models.marginals import (
 )
 from models.scores import LEVEL, NOTHING, Estimate, Noised, between_roots, quantile
 from models.workload import COUNTS, OUTSIDE, Counts, Query, Where, Workload
+
+FARTHEST = 5  # standard deviations from a count that is shown to its lower end, at most
 
 
 @final
@@ -286,9 +292,12 @@ class _Sums:
         """How many people are in cell `at`, rounded as the disclosure rule has it, and the noise's sd."""
         found = Noised(float(self.raw[at]), float(self.variance[at]))
         margin = quantile(level) * math.sqrt(found.variance + disclosure.variance)
-        low, high = disclosure.outward(max(found.count - margin, 0.0), max(found.count + margin, 0.0))
+        shown, low = found.reaches(disclosure.minimum), found.count - margin
+        if shown:
+            low = min(low, _low_of_shown(found, disclosure.minimum, level))
+        low, high = disclosure.outward(max(low, 0.0), max(found.count + margin, 0.0))
         best = min(max(disclosure.rounded(float(self.fitted[at])), low), high)
-        return Estimate(best, low, high, found.reaches(disclosure.minimum)), math.sqrt(found.variance)
+        return Estimate(best, low, high, shown), math.sqrt(found.variance)
 
     def rate(self, at: int, disclosure: Disclosure, level: float) -> tuple[Estimate, float | None]:
         """F / G by Fieller: the r with (F - r G)^2 <= z^2 (Var F - 2 r Cov + r^2 Var G), within [0, 1]."""
@@ -305,6 +314,21 @@ class _Sums:
         best, among = (disclosure.rounded(float(each[at])) for each in (self.fitted, self.fitted_base))
         best = best / among if among > 0 else value
         return Estimate(min(max(best, low), high), low, high, shown), sd
+
+
+def _low_of_shown(found: Noised, minimum: int, level: float) -> float:
+    """The lower end t of a count that is shown: P(a count as large as this | t, shown) = (1 - level) / 2.
+
+    Not below `FARTHEST` standard deviations: a smaller number of people is shown less than once in three million times.
+    """
+    sd = math.sqrt(found.variance)
+    low, high = found.count - FARTHEST * sd, found.count
+    least = max(float(minimum), 3 * sd)
+    for _ in range(40 if sd else 0):
+        middle = (low + high) / 2
+        seen, shown = (math.erfc((edge - middle) / (sd * math.sqrt(2))) for edge in (found.count, least))
+        low, high = (low, middle) if seen > (1 - level) * shown / 2 else (middle, high)
+    return low
 
 
 def _numbers(query: Query, reading: Reading) -> FloatArray:

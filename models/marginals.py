@@ -23,14 +23,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Exact = TypeVar("Exact", np.int64, np.float64)
 Attributes = tuple[str, ...]
 """Names of attributes in the order of the domain; () is everybody."""
 
@@ -161,26 +160,29 @@ class Tables:
         found = self
         for size in range(1 + max(map(len, self.variances))):
             asked = [part for part in self.variances if len(part) == size]
-            if any((found.table(of) < -tolerance).any() for of in asked):
-                found = found._projected(asked, tolerance)
+            apart = [[of] for of in asked] if size < 3 else [asked]  # they share no residual that moves
+            for tables in apart:
+                if any((found.table(of) < -tolerance).any() for of in tables):
+                    found = found._projected(tables, tolerance)
         return found
 
     def _projected(self, asked: Sequence[Attributes], tolerance: float) -> "Tables":
         """By accelerated projected gradients in the dual, one multiplier for each cell (Beck and Teboulle, SIAM Journal on
         Imaging Sciences 2009)."""
         size = len(asked[0])
-        free = {
-            part: variances * (1.0 if len(part) == size else LOOSE)
-            for part, variances in self.variances.items()
-            if len(part) == size or 1 < len(part) < size
-        }
-        multipliers = [np.zeros_like(self.table(of)) for of in asked]
+        free = {part: self.variances[part] for part in asked}
+        free |= {part: LOOSE * found for part, found in self.variances.items() if 1 < len(part) < size}
+        start = [self.table(of) for of in asked]
+        multipliers = [np.zeros_like(table) for table in start]
         ahead, step, momentum = multipliers, 1.0 / self._curvature(asked, free), 1.0
-        found = self
+        pushed: dict[Attributes, FloatArray] = {}
         for _ in range(ROUNDS):
-            found = self._moved(asked, ahead, free)
-            slack = [found.table(of) for of in asked]
-            newer = [np.maximum(m - step * table, 0.0) for m, table in zip(ahead, slack, strict=True)]
+            pushed = self._pushed(asked, ahead, free)
+            moved = Tables(self.strategy, pushed, free)
+            newer = [
+                np.maximum(m - step * (table + moved.table(of)), 0.0)
+                for m, table, of in zip(ahead, start, asked, strict=True)
+            ]
             change = max(float(np.abs(m - new).max()) for m, new in zip(ahead, newer, strict=True))
             if change <= step * tolerance:
                 break
@@ -191,21 +193,22 @@ class Tables:
             push = (momentum - 1) / faster
             ahead = [new + push * (new - old) for new, old in zip(newer, multipliers, strict=True)]
             multipliers, momentum = newer, faster
-        return found
+        values = {part: found + pushed.get(part, 0.0) for part, found in self.values.items()}
+        return Tables(self.strategy, values, self.variances)
 
-    def _moved(
+    def _pushed(
         self,
         asked: Sequence[Attributes],
         multipliers: Sequence[FloatArray],
         free: Mapping[Attributes, FloatArray],
-    ) -> "Tables":
-        """The `free` residuals that `multipliers` on cells push away from where they came."""
-        values = dict(self.values)
+    ) -> dict[Attributes, FloatArray]:
+        """By how much `multipliers` on cells move the `free` residuals."""
+        found = {part: np.zeros_like(variances) for part, variances in free.items()}
         for of, multiplier in zip(asked, multipliers, strict=True):
             for part in subsets(of):
                 if part in free:
-                    values[part] = values[part] + free[part] * self._project(of, part, multiplier)
-        return Tables(self.strategy, values, self.variances)
+                    found[part] += free[part] * self._project(of, part, multiplier)
+        return found
 
     def _curvature(self, asked: Sequence[Attributes], free: Mapping[Attributes, FloatArray]) -> float:
         """The largest eigenvalue of multipliers -> cells: one residual's variance, in each table that it is spread over."""
@@ -388,6 +391,8 @@ def _contrasted(values: IntArray, axis: int) -> IntArray:
     return np.moveaxis(np.cumsum(table, 0)[:-1] - rows * table[1:], 0, axis)
 
 
-def _along(matrix: NDArray[Exact], values: NDArray[Exact], axis: int) -> NDArray[Exact]:
+def _along(matrix: FloatArray, values: FloatArray, axis: int) -> FloatArray:
     """`matrix` applied along one axis."""
-    return np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    found = matrix @ values.reshape(math.prod(before), values.shape[axis], math.prod(after))
+    return np.asarray(found.reshape(*before, len(matrix), *after))

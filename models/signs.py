@@ -39,6 +39,7 @@ BLOCK = 3  # months whose errors may go together
 FLIPS = 999
 CLEAR = 3.0  # standard errors by which what is left without the noise must be above 0
 TINY = 1e-12
+ALIKE = 0.3  # of a variance of 1, what a direction has that the others of the past have not
 MANY_AREAS = 3  # from here on a month's effect can be told from an area's
 MONTHS = 24  # least, with many areas
 YEARS = 4  # to take an area's own season out; without many areas there is no other way
@@ -319,12 +320,13 @@ def _at(x: str, y: str, ahead: _Panel, behind: _Panel, lag: int, back: int) -> _
     c[cut:, cut:] -= ahead.noise[np.ix_(of_x, of_x)]
     new = [0, cut]
     past = [k for k in range(2 * cut) if k not in new]
-    values, vectors = np.linalg.eigh(c[np.ix_(past, past)])
-    if not _clear(values[0], (observed[..., past] @ vectors[:, 0]) ** 2):
+    directions = _told_apart(c[np.ix_(past, past)], observed[..., past])
+    if directions is None:
         return f"too much noise to tell {x} or {y} from its own past"
     news = np.zeros((2 * cut, 2))
     news[new, [0, 1]] = 1
-    news[past] = -np.linalg.solve(c[np.ix_(past, past)], c[np.ix_(past, new)])
+    along = directions.T @ c[np.ix_(past, past)] @ directions
+    news[past] = -directions @ np.linalg.solve(along, directions.T @ c[np.ix_(past, new)])
     theta, left = news.T @ c @ news, observed @ news
     for name, k in ((x, 1), (y, 0)):
         if not _clear(theta[k, k], left[..., k] ** 2):
@@ -334,6 +336,23 @@ def _at(x: str, y: str, ahead: _Panel, behind: _Panel, lag: int, back: int) -> _
     if not abs(r) < 1:
         return f"too much noise in {x} and {y}"
     return _Found(r, _blocks(scaled.prod(-1) - r / 2 * (scaled**2).sum(-1)))
+
+
+def _told_apart(c: FloatArray, observed: FloatArray) -> FloatArray | None:
+    """Along which directions of the past there is more than noise, (numbers, directions); None where that cannot be told.
+
+    c: covariance without the noise.  observed: (areas, months, numbers). Principal directions of the correlations:
+    one in which nothing is clear may be left out where the others say nearly all of it (`ALIKE`), as of two pasts that go together.
+    """
+    if not all(_clear(c[k, k], observed[..., k] ** 2) for k in range(len(c))):
+        return None
+    scale = 1 / np.sqrt(np.diag(c))
+    values, vectors = np.linalg.eigh(c * np.outer(scale, scale))
+    vectors *= scale[:, None]
+    clear = [_clear(value, (observed @ vectors[:, k]) ** 2) for k, value in enumerate(values)]
+    if any(value > ALIKE and not known for value, known in zip(values, clear, strict=True)):
+        return None
+    return np.asarray(vectors[:, clear])
 
 
 def _ago(z: FloatArray, k: int, back: int) -> FloatArray:

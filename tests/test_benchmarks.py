@@ -22,6 +22,7 @@ from experiments.benchmarks import (
     deployed,
     empty_work,
     hosting,
+    matching,
     peers,
     rounds,
     scaling,
@@ -32,7 +33,9 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.work import Work, local_grid, plain_module, resident, study
 from experiments.engines import LocalGrid
+from experiments.names import Errors, population
 from federation.server.tracking import NoTracker
+from models.matchkey import MISSED
 
 TINY = Work(agencies=2, people=128, features=3, batch=64)
 
@@ -286,3 +289,24 @@ def test_every_way_to_train_is_measured_with_what_it_costs(
     assert target["met"] == (rows[shared.SHARED]["auc"]["mean"] >= target["bound"])
     assert not missed["met"]
     assert "MISSED: small" in capsys.readouterr().out
+
+
+def test_match_keys_miss_about_as_many_as_is_told() -> None:
+    """Of people who are at both agencies; the rule of a contract tells it to whoever reads a cohort's size."""
+    people = population(20_000, np.random.default_rng(0))
+    missed = {row.rule: row.missed for row in matching.rows(people, 4_000, Errors(dates="uk"), "all", [0])}
+    for rule, told in MISSED.items():
+        assert missed[rule] == pytest.approx(told, abs=0.05)  # 3 standard deviations of 800 people
+    assert missed[matching.SOUNDEX] < missed["initial-surname-born"]
+
+
+def test_the_slips_of_match_keys_are_told_together_and_each_alone(tmp_path: Path) -> None:
+    found = matching.measure(tmp_path, people=1_000, sizes=(200,), seeds=1)
+    slips = len(dataclasses.fields(Errors)) - 1
+    assert (len(found["rows"]), len(found["alone"])) == (4, 4 * slips)
+    assert len(matching.shown(found)) == 1 + 4 + 2 + slips
+    assert {
+        row["missed"]
+        for row in found["alone"]
+        if row["errors"] == "moved 0.08" and row["rule"] == "identifier"
+    } == {0}

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from models import cohort
-from models.cohort import both, buckets_for, core, noise_variance, size
+from models import cohort, overlap
+from models.cohort import both, buckets_for, core, size
+from models.overlap import noise_variance
 
 
 def noise(rng: np.random.Generator, buckets: int, epsilon: float) -> np.ndarray:
@@ -93,7 +94,7 @@ def test_noise_is_discrete_laplace(epsilon: float) -> None:
     assert drawn.var() == pytest.approx(noise_variance(epsilon), rel=0.03)
     values = np.arange(-3, 4)
     seen = np.array([(drawn == value).mean() for value in values])
-    np.testing.assert_allclose(cohort._laplace(values, epsilon), seen, atol=0.005)
+    np.testing.assert_allclose(overlap.laplace(values, epsilon), seen, atol=0.005)
 
 
 def test_sizes_and_buckets() -> None:

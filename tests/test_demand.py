@@ -200,7 +200,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
         {"map_columns": ["age", "sex"]},
         lambda p: p,
         Reason.CONTRACT,
-        "map_columns: the map counts by 'known'",
+        "map_columns: the plan counts people by 'known'",
     ),
     "a column that is never used": (
         {"never_columns": ["sex"]},

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demand_folders import made, put
 from fake_result import SECRET, fake_result
 
 from federation.server import tracking
 from federation.server.archive import address, charts, process
+from federation.server.archive.demand import header_of
 from federation.server.archive.names import published_metrics, user_metrics
 from federation.server.archive.texts import environment, flat_params, neutral, published
 from federation.server.archive.writer import Writer
@@ -700,3 +702,90 @@ def test_no_metric_is_nan_in_the_example() -> None:
     values = published_metrics(RESULT["final"]["metrics"])
     assert all(math.isfinite(value) for value in values.values())
     assert sum(name.endswith("_suppressed") for name in values) > 20
+
+
+# ---- a map, a cohort and early signs: the same runs, with other numbers ----
+
+
+@pytest.fixture(scope="module")
+def tracked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which one of each was tracked; files beside it."""
+    at = tmp_path_factory.mktemp("tracked")
+    shutil.copy(empty_store, at / "mlflow.db")
+    for found in made().values():
+        folder = at / found["kind"]
+        put(found, folder)
+        writer = Writer(f"sqlite:///{at / 'mlflow.db'}", "early-help", artifacts=(at / "files").as_uri())
+        writer.start(header_of(found, folder))
+        writer.finish(found, folder, 3000)
+    return at
+
+
+def demand_runs(store: Path) -> dict[str, Any]:
+    """The runs of maps, cohorts and signs by kind."""
+    mlflow = client(store / "mlflow.db")
+    experiment = mlflow.get_experiment_by_name("early-help").experiment_id
+    found = mlflow.search_runs([experiment], "tags.`fedrisk.run_id` LIKE '%'")
+    return {run.data.tags["fedrisk.kind"]: run for run in found}
+
+
+def test_each_is_a_finished_run_with_its_params_metrics_and_files(tracked: Path) -> None:
+    found, known = made(), demand_runs(tracked)
+    assert set(known) == set(found)
+    assert {run.info.status for run in known.values()} == {"FINISHED"}
+    drawn = known["map"].data
+    assert drawn.params["kind"] == "map"
+    assert drawn.params["privacy.epsilon"] == "0.5"
+    assert drawn.params["privacy.mechanism"] == "local"
+    assert drawn.params["workload.name"] == "first_day"
+    assert drawn.params["workload.numbers"] == "412"
+    assert drawn.params["public_size.county police"] == "42000"
+    cells = [
+        cell
+        for query in found["map"]["queries"]
+        for part in (query["together"]["cells"], *query["agencies"].values())
+        for cell in part
+    ]
+    told = sum(cell["publishable"] for cell in cells)
+    assert 0 < told < len(cells)
+    assert drawn.metrics["demand/told"] == told
+    assert drawn.metrics["demand/share_told"] == told / len(cells)
+    assert drawn.metrics["privacy/epsilon_at_2_agencies"] == 0.74
+    assert drawn.metrics["demand/people"] == found["map"]["people"]["value"]
+    shared = found["cohort"]["pairs"][0]["shared"]
+    name = "cohort/county police_and_city housing/shared"
+    assert [known["cohort"].data.metrics[name + end] for end in ("", "_low", "_high")] == [
+        shared["value"],
+        shared["low"],
+        shared["high"],
+    ]
+    assert known["signs"].data.metrics["signs/leads"] == 1
+    for kind, run in known.items():
+        at = tracked / "files" / run.info.run_id / "artifacts"
+        names = {path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file()}
+        assert names >= {f"{kind}.json", f"{kind}.html", "config.json", "environment.json"}
+        assert (at / f"{kind}.html").read_bytes() == (tracked / kind / f"{kind}.html").read_bytes()
+        assert "series.json" not in names
+        assert ("csv/01-people.csv" in names) == (kind == "map")
+
+
+def test_each_agency_has_a_run_with_what_it_spent(tracked: Path) -> None:
+    mlflow = client(tracked / "mlflow.db")
+    experiment = mlflow.get_experiment_by_name("early-help").experiment_id
+    parent = demand_runs(tracked)["map"].info.run_id
+    below = mlflow.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    facts = made()["map"]["agencies"]
+    assert {run.info.run_name for run in below} == set(facts)
+    for run in below:
+        own = facts[run.info.run_name]
+        assert run.data.metrics["privacy/epsilon_total"] == own["epsilon"]
+        assert run.data.tags["fedrisk.status"] == own["status"]
+        assert run.info.status == ("FINISHED" if own["status"] == "counted" else "FAILED")
+        shown = own["people"]["value"] if own["people"]["publishable"] else None
+        assert run.data.metrics.get("demand/people") == shown
+
+
+def test_no_number_that_may_not_be_published_is_in_a_file_of_mlflow(tracked: Path) -> None:
+    files = [path for path in (tracked / "files").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if "7654321" in path.read_text().replace(",", "")]

@@ -18,8 +18,8 @@ from clients.ledger import Ledger
 from clients.policy import Policy, read_policy
 from clients.rules import Plan, Situation, Verdict
 from federation.plan import Reason, Refused
+from federation.protocol import Masked
 from federation.release import Event
-from federation.stats import StatsPlan
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -136,7 +136,7 @@ def _own_facts(facts: NodeFile, at: Situation, plan: Plan) -> list[Verdict]:
 
 def _fits(ledger: Ledger, plan: Plan) -> Verdict:
     """Whether the ledger would take the whole plan; tried on a copy. People are taken to be dealt into parts as last."""
-    events: tuple[Event, ...] = (plan.release(),) if isinstance(plan, StatsPlan) else plan.releases()
+    events: tuple[Event, ...] = plan.releases() if isinstance(plan, Masked) else (plan.release(),)
     charged = ledger.releases()
     split = charged[-1].split_id if charged else ""
     named = [replace(event, split_id=split) for event in events]

@@ -27,10 +27,15 @@ POLICY = """\
 # What may leave, always with noise: "train" (changes of a model), "evaluate" (tables of scores and outcomes), "users"
 # (a table of who is flagged by use of services, lead time and today's practice, as far as the contract declares them),
 # "stats" (quantiles of one column), "map" (counts of people by levels of permitted columns, as tables), "cohort" (a
-# histogram of keyed hashes of people's match keys, of which only the number of people in common is read); and the columns
-# whose statistics may be asked for.
+# histogram of keyed hashes of people's match keys, of which only the number of people in common is read); the columns
+# whose statistics may be asked for; and the columns that a map or a cohort may count people by.
 #: releases = ["train", "evaluate"]
 #: stats_columns = ["age"]
+#: map_columns = ["sex"]
+
+# The agencies with which people in common may be counted. Whoever is listed here gets a secret under which it can try
+# names against this agency's noised histogram: what it learns of one person is bounded by the ε of the cohort.
+#: cohort_peers = ["health"]
 
 # Most rounds of a plan, and most training steps of one order.
 #: max_rounds = 200

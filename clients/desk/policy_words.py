@@ -90,6 +90,11 @@ def _what(policy: Policy) -> list[Line]:
             "releases", f"What may leave: {_names(kinds) or 'nothing'}, always with noise unless simulated."
         ),
         Line("stats_columns", f"Columns with statistics: {_names(policy.stats_columns) or 'none'}."),
+        Line("map_columns", f"Columns to count people by: {_names(policy.map_columns) or 'none'}."),
+        Line(
+            "cohort_peers",
+            f"Agencies to count people in common with: {_names(policy.cohort_peers) or 'none'}.",
+        ),
         Line(
             "registration_required",
             "The panel in node.toml must have registered a training before it began."

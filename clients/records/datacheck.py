@@ -8,7 +8,10 @@ from typing import final
 from clients.folder import NodeError, read_contract, read_node_file
 from clients.policy import PolicyError, read_policy
 from clients.records.data import DataError, checked
+from clients.records.matched import load_keys
 from clients.records.sources import Source, find_source
+from models.contract import Contract
+from models.matchkey import WORDS
 
 BANDS = (
     (50, "under 50"),
@@ -30,7 +33,7 @@ class DataCheck:
 
 
 def check_source(folder: Path) -> DataCheck:
-    """The source of the node in `folder`, read once as a whole; nothing is encoded and nothing is kept."""
+    """The source of the node in `folder`, read as a whole, and again for match keys; nothing is encoded or kept."""
     try:
         facts = read_node_file(folder / "node.toml")
         contract = read_contract(folder, facts.contract)
@@ -49,8 +52,22 @@ def check_source(folder: Path) -> DataCheck:
             f"{source.name} fits the contract {contract.name}",
             f"{who}: {band(found.people)}",
             currency(source),
+            *_match_keys(contract, source, facts.kind),
         ),
     )
+
+
+def _match_keys(contract: Contract, source: Source, kind: str | None) -> tuple[str, ...]:
+    """Whether a cohort could be asked for, where the contract says how people are matched: no training needs it."""
+    if contract.match is None:
+        return ()
+    try:
+        found = load_keys(contract, source, kind, min_people=0)
+    except DataError as error:
+        _, *lines = str(error).splitlines()
+        why = "; ".join(line.removeprefix("- ") for line in lines)
+        return (f"match keys: none can be made, so no cohort can be counted here: {why}",)
+    return (f"match keys: {WORDS[contract.match.rule]}; people without a key: {band(found.without)}",)
 
 
 def band(people: int) -> str:

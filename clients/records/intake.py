@@ -3,10 +3,10 @@
 Of each batch three things stay. Its *witnesses*: a row for each kind of cell that was not seen before, so that
 `models.contract.validate` finds in those few rows what it would find in all. The distinct people. And each
 person's `unit.rows` most recent rows, numbers as float64, text as a code: all values to which the contract gives no
-meaning are alike to it, so they have one code.
+meaning are alike to it, so they have one code. Only what names people for matching is kept as it is written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, final
@@ -66,9 +66,8 @@ class Gathered:
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Cells of some rows: float64, or objects of str in which a value that means nothing is another one."""
         values = self._intake.kept[name]
-        return np.asarray(
-            values[rows] if values.dtype == np.float64 else self._intake.decode[name][values[rows]]
-        )
+        as_kept = values.dtype in (np.float64, object)
+        return np.asarray(values[rows] if as_kept else self._intake.decode[name][values[rows]])
 
     def order(self, rows: np.ndarray) -> np.ndarray:
         """What some rows are ordered by, as it is in the source: float64, or days as objects of str; zeros without one."""
@@ -84,10 +83,18 @@ class Gathered:
 
 
 def gather(
-    contract: Contract, source: Source, needs: Mapping[str, ReadAs], kind: str | None, rows: int = ROWS
+    contract: Contract,
+    source: Source,
+    needs: Mapping[str, ReadAs],
+    kind: str | None,
+    rows: int = ROWS,
+    written: Collection[str] = (),
 ) -> Gathered:
-    """Read what `needs` names; only the columns that are there. `DataError` where the source cannot be read."""
-    intake = Intake(contract, needs, kind, at_least=rows)
+    """Read what `needs` names; only the columns that are there. `DataError` where the source cannot be read.
+
+    written: columns of text whose cells are kept as they are written, whatever the contract makes of them.
+    """
+    intake = Intake(contract, needs, kind, rows, written)
     with closing(source.batches(list(needs), rows)) as batches:
         for batch in batches:
             intake.add(batch)
@@ -104,10 +111,15 @@ class Intake:
     """
 
     def __init__(
-        self, contract: Contract, needs: Mapping[str, ReadAs], kind: str | None, at_least: int = ROWS
+        self,
+        contract: Contract,
+        needs: Mapping[str, ReadAs],
+        kind: str | None,
+        at_least: int = ROWS,
+        written: Collection[str] = (),
     ) -> None:
         self._contract, self._unit, self._kind = contract, contract.unit, kind
-        self._needs, self._at_least = dict(needs), at_least
+        self._needs, self._at_least, self._written = dict(needs), at_least, frozenset(written)
         known = {name: values for name, values in known_values(contract).items() if name in needs}
         self._levels = {name: {value: i for i, value in enumerate(values)} for name, values in known.items()}
         self.decode = {name: _decoding(values) for name, values in known.items()}
@@ -152,6 +164,8 @@ class Intake:
         """How a column is kept, if it is: the id and the order are kept elsewhere."""
         if self._needs[name] == "number":
             return np.float64
+        if name in self._written:
+            return object
         if name not in self._levels:
             return None
         return np.int16 if len(self._levels[name]) < 2**15 else np.int32
@@ -160,7 +174,10 @@ class Intake:
         columns: dict[str, np.ndarray] = {}
         for name in self.kept:
             numbers = cells[name].numbers
-            if self._needs[name] == "text":
+            if name in self._written:
+                place, distinct = distinct_of(cells[name].text)
+                columns[name] = distinct[place]
+            elif self._needs[name] == "text":
                 columns[name] = coded[name][0].astype(self.kept[name].dtype)
             else:
                 columns[name] = np.full(n, np.nan) if numbers is None else numbers

@@ -27,6 +27,7 @@ from experiments.benchmarks import (
     dp_step,
     ledger,
     masking,
+    matching,
     rounds,
     scaling,
     startup,
@@ -103,6 +104,13 @@ def measure_coverage(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return coverage.measure(folder, draws=100 if options.quick else 2000)
 
 
+def measure_matching(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What each rule of a match key misses and confuses, in made-up records with slips and moves."""
+    if options.quick:
+        return matching.measure(folder, people=50_000, sizes=(5_000,), seeds=1)
+    return matching.measure(folder)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -113,6 +121,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "ledger": measure_ledger,
     "deployed": measure_deployed,
     "coverage": measure_coverage,
+    "matching": measure_matching,
 }
 
 
@@ -208,6 +217,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "ledger": show_ledger,
     "deployed": deployed.shown,
     "coverage": coverage.shown,
+    "matching": matching.shown,
 }
 
 

@@ -1,7 +1,7 @@
 """The coordinator's Flower ServerApp: decode the experiment, run the rounds, write the evidence.
 
 The same app runs under every engine. What differs is given to `make_app`: where the run's facts and
-folder come from, and who watches. A run may be a statistic instead, or a retest: one message, no rounds.
+folder come from, and who watches. A run may be a statistic instead, a cohort, or a retest: no rounds.
 """
 
 import contextlib
@@ -18,12 +18,14 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from federation.cohort import CohortRequest
 from federation.demand import MapRequest
 from federation.experiment import Experiment
 from federation.retest import RetestRequest
 from federation.scorecard import CARD, WEIGHTS
 from federation.server import checkpoint
 from federation.server.card import score_card
+from federation.server.cohort import CohortJob, run_cohort
 from federation.server.demand import MAP, SERIES, MapJob, run_map
 from federation.server.result import RunFacts
 from federation.server.retest import RetestJob, run_retest
@@ -48,7 +50,7 @@ class Job:
     add: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
 
 
-AnyJob = Job | StatsJob | RetestJob | MapJob
+AnyJob = Job | StatsJob | CohortJob | RetestJob | MapJob
 
 
 def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
@@ -60,6 +62,8 @@ def make_app(find_job: Callable[[Context], AnyJob]) -> ServerApp:
         job = find_job(context)
         if isinstance(job, StatsJob):
             run_stats_job(grid, job)
+        elif isinstance(job, CohortJob):
+            run_cohort_job(grid, job)
         elif isinstance(job, RetestJob):
             run_retest_job(grid, job)
         elif isinstance(job, MapJob):
@@ -74,6 +78,16 @@ def run_stats_job(grid: Grid, job: StatsJob) -> dict[str, Any]:
     """Take the statistic `job` on `grid`; its folder then holds stats.json."""
     found = run_stats(grid, job)
     write_json(found, job.folder / "stats.json")
+    return found
+
+
+def run_cohort_job(grid: Grid, job: CohortJob) -> dict[str, Any]:
+    """Count the cohort `job` on `grid`; its folder then holds cohort.json, and its page."""
+    from federation.panel.demand.pages import write_cohort
+
+    found = run_cohort(grid, job)
+    found["files"] |= write_cohort(found, job.folder)
+    write_json(found, job.folder / "cohort.json")
     return found
 
 
@@ -194,6 +208,8 @@ def job_from_config(context: Context) -> AnyJob:
     facts = RunFacts(run_id, "superlink", simulation=False)
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
+    if config.get("cohort"):
+        return CohortJob(experiment, facts, folder, CohortRequest.decode(str(config["cohort"])))
     tracker = open_tracker(settings.tracking.uri, settings.name, folder)
     if config.get("map"):
         return MapJob(experiment, facts, folder, MapRequest.decode(str(config["map"])), tracker)

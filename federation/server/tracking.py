@@ -20,9 +20,18 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast, final
 
 from federation.server.archive.address import PORTS, SETTINGS, TrackerError, check_address, sqlite_file
+from federation.server.archive.demand import header_of, is_demand
 from federation.server.archive.texts import plain
 
-__all__ = ["MlflowTracker", "NoTracker", "Tracker", "TrackerError", "check_address", "open_tracker"]
+__all__ = [
+    "MlflowTracker",
+    "NoTracker",
+    "Tracker",
+    "TrackerError",
+    "check_address",
+    "finish_demand",
+    "open_tracker",
+]
 
 FINISH_SECONDS = 120.0  # how long a finished run waits for the writer
 
@@ -101,6 +110,15 @@ def open_tracker(
     return MlflowTracker(where, experiment, folder, artifacts=artifacts, warn=warn)
 
 
+def finish_demand(tracker: Tracker, found: Mapping[str, Any], folder: Path) -> None:
+    """Write a map, a cohort or early signs (map.json and its like, as it stands in `folder`) and close its runs.
+
+    Call it when the page and the tables are in `folder` and `found["files"]` names them.
+    """
+    tracker.start(header_of(found, folder))
+    tracker.finish(found, folder)
+
+
 @final
 class MlflowTracker:
     """Hands records to the writer process, in order. Made by `open_tracker`, which checks the address."""
@@ -146,8 +164,9 @@ class MlflowTracker:
         self._send("finish", result=result, folder=str(folder.resolve()))
         self._close()
         if self.trouble is not None:
+            kept = f"{result['kind']}.json" if is_demand(result) else "result.json"
             self._warn(
-                f"MLflow is incomplete ({self.trouble}); the evidence is whole in {folder / 'result.json'}, and "
+                f"MLflow is incomplete ({self.trouble}); the evidence is whole in {folder / kept}, and "
                 f"goes to MLflow later with: fedrisk track {folder}"
             )
 

@@ -78,8 +78,10 @@ def estimates(
     return out
 
 
-def epsilons(spent: Mapping[str, Any] | None) -> dict[str, Any]:
-    """{"train", "evaluate", "total"} as `privacy/epsilon_...`; None stays None, for `finite` to leave out."""
+def epsilons(spent: Mapping[str, Any] | float | None) -> dict[str, Any]:
+    """{"train", "evaluate", "total"} as `privacy/epsilon_...`, one number as its total; None stays None, for `finite` to leave out."""
+    if isinstance(spent, int | float):
+        return {"privacy/epsilon_total": spent}
     return {f"privacy/epsilon_{kind}": (spent or {}).get(kind) for kind in ("train", "evaluate", "total")}
 
 

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from federation.server.archive import charts
 from federation.server.archive.address import SETTINGS, TrackerError
+from federation.server.archive.demand import agency_metrics, demand_files, demand_metrics, is_demand
 from federation.server.archive.names import epsilons, estimates, finite, published_metrics, user_metrics
 from federation.server.archive.texts import as_json, environment, flat_params, neutral, published, tags_of
 
@@ -227,8 +228,9 @@ class Writer:
         for agency, facts in {"": result, **(result.get("agencies") or {})}.items():
             own = epsilons(facts.get("epsilon"))
             if agency == "":
-                own |= user_metrics(facts.get("users"))
+                own |= user_metrics(facts.get("users")) | demand_metrics(facts)
             else:
+                own |= agency_metrics(facts)
                 own |= {"rounds/trained": facts.get("rounds")}
                 own |= {f"rounds/{kind}": facts.get(kind) for kind in ("rejected", "bounded")}
             batch.add(agency, own, step, at)
@@ -236,12 +238,17 @@ class Writer:
             self._client.log_batch(self._run_of(agency, facts), metrics=batch.by_run[agency], tags=tags)
 
     def _files(self, result: Mapping[str, Any], folder: Path) -> None:
-        """result.json, the report, the cards, and the gates where a panel has judged them; what is not there is not missed."""
-        stored = folder / "result.json"
+        """result.json (map.json and the like), the report, the cards or tables, and the gates where a panel has judged them.
+
+        What is not there is not missed.
+        """
+        stored = folder / (f"{result['kind']}.json" if is_demand(result) else "result.json")
         if not stored.exists():
             self._client.log_text(self._runs[""], as_json(published(result)), stored.name)
         for path in (stored, folder / "gates.json", *told_files(result, folder)):
             log_file(self._client, self._runs[""], path)
+        for path, place in demand_files(result, folder):
+            log_file(self._client, self._runs[""], path, place)
 
 
 @final
