@@ -131,6 +131,18 @@ def test_overlaps_are_exactly_those_that_are_declared(town: Population, told: Tr
     assert by_sex == [round(300 * MALE["probation"]) + round(900 * MALE["police"]), 45 + 270]
 
 
+def test_keys_find_most_of_who_is_in_common_and_nobody_else(
+    contract: Contract, told: Truth, held: Tables
+) -> None:
+    match = contract.match
+    assert match is not None
+    keys = {name: set(filter(None, match_keys(match, newest(table)))) for name, table in held.items()}
+    for one, other in itertools.combinations(NAMES, 2):
+        shared = told.people(one, other)
+        assert 0.85 * shared <= len(keys[one] & keys[other]) <= shared
+    assert len(keys["police"] & keys["health"]) == 1084  # docs/pilot-population.md
+
+
 def test_needs_are_as_often_as_planted_and_the_tables_say_so(
     town: Population, told: Truth, held: Tables
 ) -> None:
