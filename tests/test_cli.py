@@ -22,6 +22,7 @@ COMMANDS = [
     "compare",
     "submit",
     "check",
+    "pilot-data",
     "audit",
 ]
 
