@@ -171,6 +171,35 @@ def test_it_is_charged_before_the_noise_is_drawn(
     assert len(charged(folder)) == 1, "a crash wastes budget and never hides spending"
 
 
+def test_killed_between_charge_and_reply_it_draws_the_same_again_and_pays_once(
+    tmp_path: Path, plan: MapPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clients.node import Node
+
+    folder = deployed(tmp_path / "node", rows=people(0))
+    lost: list[MapReply] = []
+
+    def dies(self: Node, order: object, reply: MapReply) -> None:
+        lost.append(reply)
+        raise OSError("the power fails here")
+
+    with monkeypatch.context() as power:
+        power.setattr(Node, "_keep_reply", dies)
+        assert ask(folder, wire.pack_map_order(MapOrder(plan), 1)) == Refusal("north", Reason.UNAVAILABLE)
+    again = ask(folder, wire.pack_map_order(MapOrder(plan), 1))
+    np.testing.assert_array_equal(again.numbers, lost[0].numbers)
+    assert len(charged(folder)) == 1
+    other = plan.but(run_id="run-2")
+    with monkeypatch.context() as power:
+        power.setattr(Node, "_keep_reply", dies)
+        ask(folder, wire.pack_map_order(MapOrder(other), 1))
+    write_table(folder / "north.csv", people(1))
+    open_node.cache_clear()  # a new process
+    anew = ask(folder, wire.pack_map_order(MapOrder(other), 1))
+    assert isinstance(anew, MapReply)
+    assert len(charged(folder)) == 3, "with other records it is another draw, and another charge"
+
+
 def test_the_noise_has_the_size_that_is_charged(tmp_path: Path, plan: MapPlan) -> None:
     """Two draws of the same records differ by noise alone: of std z x sensitivity on every number."""
     folder = deployed(tmp_path / "node", POLICY | {"budget": {"life": 90.0, "delta": 1e-5}}, people(0))
