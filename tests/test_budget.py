@@ -34,13 +34,14 @@ from clients.budget import (
 from clients.ledger import Entry, Ledger
 from federation import renyi
 from federation.plan import Reason, Refused
-from federation.privacy import Event, Release, SharedRelease, Spending, epsilon
+from federation.privacy import Event, LaplaceRelease, Release, SharedRelease, Spending, epsilon
 from federation.release import VIEWERS, Part, Viewer
 
 DELTA = 1e-5
 TRAIN = Release("train", "train", 2.0, 0.1, 50)
 TABLE = Release("evaluate", "tune", 8.0, 1.0, 1)
 SHARED = SharedRelease("train", "train", 1000.0, 2_000_000, 64, 5, 1, 1, 0.1, 50)
+COHORT = LaplaceRelease("cohort", "all", 0.1)
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CARE, COURT = PlanFacts("a" * 64, "run-a", "heart", "care"), PlanFacts("b" * 64, "run-b", "jail", "court")
 
@@ -84,7 +85,8 @@ def life(epsilon: float, delta: float = DELTA) -> Limit:
 
 
 def steps(event: Event, count: int) -> Event:
-    return replace(event, steps=count)
+    """`count` steps of `event`; a histogram is always one."""
+    return event if isinstance(event, LaplaceRelease) else replace(event, steps=count)
 
 
 def plan(name: str, experiment: str = "heart", purpose: str = "care") -> PlanFacts:
@@ -181,6 +183,9 @@ EVENTS: list[Event] = [
     Release("evaluate", "test", 6.0, 1.0, 2),
     Release("stats", "all", 10.0, 1.0, 1),
     replace(SHARED, part="tune", split_id="another", sensitivity=700.0),
+    COHORT,
+    LaplaceRelease("map", "all", 0.5),
+    LaplaceRelease("cohort", "test", 1.0, "another"),
 ]
 events = st.builds(steps, st.sampled_from(EVENTS), st.integers(1, 120))
 moves = st.one_of(
@@ -367,6 +372,31 @@ def test_the_last_step_that_fits_is_the_last(desk: Desk) -> None:
         with pytest.raises(Refused):
             ledger.charge(CARE, "o", [steps(TRAIN, 1)])
         assert len(ledger.releases()) == fits
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5])
+def test_the_filter_admits_histograms_at_its_fixed_order_alone(desk: Desk, epsilon: float) -> None:
+    """Neither the sum of ε nor the best order admits anything: both would be chosen after the outputs."""
+    cohort, limit = replace(COHORT, epsilon=epsilon), 2.0
+    fits = room(cohort, limit)
+    order = renyi.filter_order(limit, DELTA)
+    with desk.open(life(limit)) as ledger:
+        ledger.reserve(CARE, [cohort] * (fits // 2))
+        ledger.charge(CARE, "1", [cohort] * (fits // 2))
+        with pytest.raises(Refused, match="epsilon would be"):
+            ledger.reserve(COURT, [cohort] * (fits - fits // 2 + 1))
+        for _ in range(fits - fits // 2):
+            ledger.charge(COURT, "2", [cohort])
+        head = ledger.head
+        for again in (cohort, replace(cohort, part="test"), replace(cohort, epsilon=2 * epsilon)):
+            with pytest.raises(Refused):
+                ledger.charge(COURT, "3", [again])
+        assert ledger.head == head
+        assert check_laws(ledger.entries(), (life(limit),)) > fits - fits // 2
+        (line,) = {replace(each, viewer="public") for each in ledger.spent()}
+        spent = fits * renyi.laplace(epsilon, order)
+        assert line.spent == pytest.approx(renyi.epsilon_at(spent, DELTA, order)) != fits * epsilon
+        assert ledger.epsilon(DELTA) <= min(line.spent, fits * epsilon) * (1 + 1e-9)
 
 
 def random_plan(chance: random.Random, name: str) -> list[Event]:
@@ -632,8 +662,16 @@ def test_a_budget_that_is_lowered_below_what_its_order_shows_says_so(desk: Desk)
         replace(SHARED, sensitivity=1e300),
         replace(SHARED, share_variance=1, dimension=10**400),
         replace(SHARED, steps=10**40),
+        replace(COHORT, epsilon=1e30),
     ],
-    ids=["no noise", "hardly any", "no noise to speak of", "not a sum of Gaussians", "for ever"],
+    ids=[
+        "no noise",
+        "hardly any",
+        "no noise to speak of",
+        "not a sum of Gaussians",
+        "for ever",
+        "no Laplace noise",
+    ],
 )
 def test_what_has_no_bound_fits_no_budget_and_stays_refused(desk: Desk, event: Event) -> None:
     with desk.open(life(100.0)) as ledger:

@@ -23,7 +23,7 @@ from clients.budget import Span
 from clients.ledger import Budget, FilterOrder, Ledger, LedgerError, Limit, PlanFacts
 from federation import renyi
 from federation.plan import Reason, Refused
-from federation.privacy import Event, Release, SharedRelease, Spending, epsilon
+from federation.privacy import Event, LaplaceRelease, Release, SharedRelease, Spending, epsilon
 
 ROOT = Path(__file__).resolve().parent.parent
 DELTA = 1e-5
@@ -123,14 +123,35 @@ def test_entries_tell_what_happened(path: Path) -> None:
     assert (plan.plan, plan.plan_sha256, plan.releases) == (PLAN, PLAN.sha256, ())
 
 
-def test_both_kinds_of_events_are_kept_as_they_were(path: Path) -> None:
-    events = (replace(TRAIN, split_id="a"), replace(SHARED, split_id="b"), replace(TABLE, split_id="c"))
+def test_all_kinds_of_events_are_kept_as_they_were(path: Path) -> None:
+    cohort = LaplaceRelease("cohort", "all", 0.25, "c")
+    events = (
+        replace(TRAIN, split_id="a"),
+        replace(SHARED, split_id="b"),
+        cohort,
+        replace(TABLE, split_id="c"),
+    )
     with open_ledger(path) as ledger:
         ledger.reserve(PLAN, events)
-        ledger.charge(PLAN, "1", events[:2])
+        ledger.charge(PLAN, "1", events[:3])
     with open_ledger(path) as ledger:
-        assert ledger.releases() == events[:2]
-        assert ledger.reservations() == {PLAN.sha256: events[2:]}
+        assert ledger.releases() == events[:3]
+        assert ledger.reservations() == {PLAN.sha256: events[3:]}
+
+
+def test_histograms_are_reserved_and_used_up_one_by_one(path: Path) -> None:
+    """A Laplace release has no steps to merge: three of a kind stay three."""
+    cohort = LaplaceRelease("cohort", "all", 0.25, "c")
+    with open_ledger(path, 2.0) as ledger:
+        ledger.reserve(PLAN, [cohort] * 3)
+        ledger.charge(PLAN, "1", [cohort])
+        ledger.charge(PLAN, "2", [cohort])
+    with open_ledger(path, 2.0) as ledger:
+        assert ledger.reservations() == {PLAN.sha256: (cohort,)}
+        assert ledger.releases() == (cohort,) * 2
+        assert ledger.epsilon(DELTA) == 0.5
+        ledger.release_reservation(PLAN)
+        assert ledger.reservations() == {}
 
 
 def test_a_plan_is_written_when_it_is_first_seen(path: Path) -> None:

@@ -37,7 +37,7 @@ from clients.ledger import Ledger, LedgerError, PlanFacts
 from clients.node import open_node
 from clients.policy import Policy, read_policy
 from federation.plan import TrainPlan
-from federation.release import Release
+from federation.release import VIEWERS, LaplaceRelease, Release
 
 PEOPLE = "north/people"
 
@@ -261,7 +261,14 @@ def test_the_ledger_says_what_left_and_what_is_left_while_the_node_runs_and_chan
     before = stamps(folder)
     words, found = node("ledger", folder, "--verify"), node("ledger", folder, "--json").json
     assert stamps(folder) == before
-    assert found["left"] == {"steps": plan.local.steps, "tables": 1, "statistics": 0, "orders": 1}
+    assert found["left"] == {
+        "steps": plan.local.steps,
+        "tables": 1,
+        "statistics": 0,
+        "maps": 0,
+        "cohorts": 0,
+        "orders": 1,
+    }
     assert found["epsilon"]["public"] == pytest.approx(running.epsilon(1e-5))
     assert [line["allowed"] for line in found["limits"]] == [20.0] * 3 + [10.0] * 3
     assert [line["spent"] for line in found["limits"]] == [line.spent for line in running.spent()]
@@ -357,6 +364,21 @@ def test_the_statement_groups_by_experiment_purpose_and_kind(tmp_path: Path) -> 
         said = "\n".join(sentences(found))
         assert "3 noisy tables and 12 noisy training steps, for 2 experiments." in said
         assert "anybody, even the coordinator and all other agencies together: at most ε = " in said
+
+
+def test_maps_and_cohorts_have_words_and_their_own_epsilon(tmp_path: Path) -> None:
+    facts, cohort = PlanFacts("a" * 64, "run", "trial", "care"), LaplaceRelease("cohort", "all", 0.25)
+    with Ledger(tmp_path / "ledger.db", budget=None, scope="lifetime", people="a/b", split_id="s") as ledger:
+        ledger.charge(facts, "1", [Release("map", "all", 5.0, 1.0, 1)])
+        ledger.charge(facts, "2", [cohort])
+        ledger.charge(facts, "3", [cohort])
+        found = statement(ledger, None)
+    assert "released 1 noisy map and 2 noisy cohorts, for 1 experiment." in sentences(found)[0]
+    assert [group.name for group in found.kinds] == ["maps", "cohorts"]
+    assert found.kinds[1].epsilon == dict.fromkeys(VIEWERS, 0.5)
+    assert (
+        found.kinds[0].epsilon["public"] < found.epsilon["public"] <= found.kinds[0].epsilon["public"] + 0.5
+    )
 
 
 def test_what_had_no_noise_has_no_bound_in_words_and_in_json(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ import yaml
 from conftest import CONTRACT, MakeStudy, people, permits, write_table
 from flwr.app import ConfigRecord, Message
 
-from clients import rules
+from clients import journal_lines, recorder, rules
 from clients.app import make_app, node_from_config
-from clients.desk import policy_words
+from clients.desk import policy_template, policy_words
 from clients.node import Node, NodeError, open_node
 from clients.policy import Hours, Policy, PolicyError, read_policy
 from clients.rules import Situation, Verdict
@@ -25,6 +25,7 @@ from experiments.engines import LocalGrid
 from federation import protocol, wire
 from federation.privacy import epsilon
 from federation.protocol import Ready, Reason, Refusal, Refused, RoundOrder, RoundReply, TrainPlan
+from federation.release import Kind, Release
 from models.contract import Contract
 from models.features import layout
 from models.spec import ModelSpec
@@ -370,7 +371,7 @@ def test_a_key_that_is_written_binds_a_simulation_too(plan: TrainPlan, key: str,
         ),
         (
             "releases = ['all']",
-            "policy.toml: releases.0 should be 'train', 'evaluate', 'users' or 'stats', got 'all'",
+            "policy.toml: releases.0 should be 'train', 'evaluate', 'users', 'stats', 'map' or 'cohort', got 'all'",
         ),
         (
             "[hours]\ntimezone = 'London'\nfrom = '08:00'\nto = '18:00'",
@@ -713,3 +714,20 @@ def test_a_default_that_the_page_tells_is_the_default() -> None:
 
 def test_a_plan_names_the_strategy_of_the_settings(make_study: MakeStudy) -> None:
     assert make_study("strategy=fedavgm").experiment.plan("run-1", simulation=False).strategy == "fedavgm"
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_release_is_explained_wherever_a_policy_is(kind: Kind) -> None:
+    assert policy_words.KINDS[kind]
+    listed = Policy(releases=(kind,))
+    (said,) = [
+        line.says
+        for line in policy_words.show(listed, Contract.from_dict(CONTRACT))
+        if line.key == "releases"
+    ]
+    assert policy_words.KINDS[kind] in said
+    assert f'"{kind}"' in policy_template.POLICY
+    keys = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()
+    assert f"`{kind}`" in next(line for line in keys.splitlines() if line.startswith("| `releases` |"))
+    event = Release(kind, "test", 5.0, 1.0, 1)
+    assert recorder._what(event) in get_args(journal_lines.What)

@@ -6,6 +6,8 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from dp_accounting import pld, rdp
 from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from federation import privacy, renyi
 from federation.privacy import (
     VIEWERS,
     Event,
+    LaplaceRelease,
     Release,
     SharedRelease,
     Spending,
@@ -30,6 +34,8 @@ from federation.privacy import (
     epsilon_at_several,
     epsilon_by_kind,
     noise_for,
+    pure_epsilon,
+    pure_epsilon_at_several,
 )
 
 DELTA = 1e-5
@@ -79,10 +85,20 @@ def releases_(split_ids: tuple[str, ...] = ("",)) -> st.SearchStrategy[Release]:
     )
 
 
+def laplace_(split_ids: tuple[str, ...] = ("",)) -> st.SearchStrategy[LaplaceRelease]:
+    return st.builds(
+        LaplaceRelease,
+        kind=st.sampled_from(("map", "cohort")),
+        part=st.sampled_from((*PARTS, "all")),
+        epsilon=st.sampled_from((0.02, 0.125, 0.5, 2.0)),
+        split_id=st.sampled_from(split_ids),
+    )
+
+
 ledgers = st.lists(releases_(), max_size=6)
 split_ledgers = st.lists(releases_(("a", "b", "c")), max_size=8)
 shared_ledgers = st.lists(shared_(("a", "b")), max_size=5)
-mixed_ledgers = st.lists(releases_(("a", "b")) | shared_(("a", "b")), max_size=6)
+mixed_ledgers = st.lists(releases_(("a", "b")) | shared_(("a", "b")) | laplace_(("a", "b")), max_size=6)
 quick = settings(max_examples=40, deadline=None)
 
 
@@ -439,14 +455,118 @@ def test_a_drawn_part_of_the_noise_is_never_less_than_a_share() -> None:
     assert draw_of(coarse, "everybody").closure == draw_of(coarse, agencies=6).closure == 0
 
 
+# --- discrete Laplace -------------------------------------------------------------------------------
+
+
+def cohort(epsilon: float = 0.5, **other: Any) -> LaplaceRelease:
+    return LaplaceRelease(**{"kind": "cohort", "part": "all", **other}, epsilon=epsilon)
+
+
+def exact_delta(claimed: float, cohorts: list[float], noise: float | None) -> float:
+    """δ of the composition at ε = `claimed`, exactly, and of one Gaussian table of multiplier `noise` beside it.
+
+    The loss of one histogram is ±ε, + with chance 1 / (1 + e^-ε): P(k) / P(k - 1) is one of the two. So the sum is a
+    walk, and a Gaussian's δ at any real ε is Balle and Wang's (2018, arXiv:1805.06530, Thm. 5).
+    """
+    losses = {0.0: 1.0}
+    for each in cohorts:
+        up, walked = 1 / (1 + math.exp(-each)), Counter[float]()
+        for loss, chance in losses.items():
+            walked[round(loss + each, 12)] += chance * up
+            walked[round(loss - each, 12)] += chance * (1 - up)
+        losses = dict(walked)
+
+    def of_gaussian(epsilon: float) -> float:
+        if noise is None:
+            return max(0.0, -math.expm1(epsilon))
+        half, z = 1 / (2 * noise), noise
+        return float(norm.cdf(half - epsilon * z) - math.exp(epsilon) * norm.cdf(-half - epsilon * z))
+
+    return sum(chance * of_gaussian(claimed - loss) for loss, chance in losses.items())
+
+
+@quick
+@given(st.lists(laplace_(), max_size=12))
+def test_laplace_releases_never_cost_more_than_their_sum(releases: list[LaplaceRelease]) -> None:
+    """Of the person who lost most: those over all, and those of the worst part."""
+    of = {part: math.fsum(r.epsilon for r in releases if r.part == part) for part in (*PARTS, "all")}
+    plain = of["all"] + max(of[part] for part in PARTS)
+    assert pure_epsilon(releases) == pytest.approx(plain)
+    assert 0 <= epsilon(releases, DELTA) <= plain * (1 + 1e-12)
+    assert pure_epsilon([*releases, train()]) == math.inf
+
+
+@quick
+@given(mixed_ledgers, laplace_(("a", "b")), st.sampled_from(VIEWERS))
+def test_one_histogram_more_costs_between_nothing_and_its_epsilon(
+    releases: list[Event], more: LaplaceRelease, viewer: Viewer
+) -> None:
+    before = epsilon(releases, DELTA, viewer=viewer)
+    after = epsilon([*releases, more], DELTA, viewer=viewer)
+    assert before * (1 - 1e-9) <= after <= (before + more.epsilon) * (1 + 1e-9)
+    assert epsilon([*releases[::-1], more], DELTA, viewer=viewer) == pytest.approx(after)
+    assert after <= epsilon([*releases, replace(more, epsilon=2 * more.epsilon)], DELTA, viewer=viewer) * (
+        1 + 1e-9
+    )
+
+
+@pytest.mark.parametrize("cohorts", [[0.5], [0.1] * 8, [0.125] * 60, [1.0, 0.5, 0.02] * 3])
+@pytest.mark.parametrize("noise", [None, 2.0, 8.0])
+def test_what_is_stated_of_histograms_covers_the_exact_composition(
+    cohorts: list[float], noise: float | None
+) -> None:
+    table = [] if noise is None else [train(noise, 1.0, 1, part="all")]
+    stated = epsilon([*map(cohort, cohorts), *table], DELTA)
+    assert exact_delta(stated, cohorts, noise) <= DELTA * (1 + 1e-9)
+    tight = epsilon([*map(cohort, cohorts), *table], DELTA, "pld")
+    assert exact_delta(tight, cohorts, noise) <= DELTA * (1 + 1e-6)
+    assert exact_delta(0.98 * tight - 1e-3, cohorts, noise) > DELTA
+    assert tight <= stated * (1 + 1e-3)
+
+
+def test_many_small_histograms_cost_less_than_their_sum_and_few_cost_it() -> None:
+    assert epsilon([cohort(0.5)] * 2, DELTA) == 1.0
+    assert epsilon([cohort(0.02)] * 1000, DELTA) < 4 < pure_epsilon([cohort(0.02)] * 1000)
+    assert epsilon_by_kind([cohort(0.5), train()], DELTA)["evaluate"] == 0.5
+
+
+@quick
+@given(st.lists(st.lists(laplace_(("a", "b")), max_size=4), min_size=1, max_size=4), st.integers(1, 4))
+def test_histograms_at_several_agencies_add_up_for_the_worst_of_them(
+    agencies: list[list[LaplaceRelease]], m: int
+) -> None:
+    chosen = itertools.combinations(map(pure_epsilon, agencies), min(m, len(agencies)))
+    worst = max(map(math.fsum, chosen))
+    assert pure_epsilon_at_several(agencies, m) == pytest.approx(worst)
+    assert epsilon_at_several(agencies, DELTA, m) <= worst * (1 + 1e-12)
+    beside = [[*releases, train(8.0, 1.0, 1)] for releases in agencies]
+    tables = epsilon_at_several([[train(8.0, 1.0, 1)]] * len(agencies), DELTA, m)
+    assert tables <= epsilon_at_several(beside, DELTA, m) * (1 + 1e-9) <= (worst + tables) * (1 + 1e-8)
+    assert pure_epsilon_at_several(beside, m) == math.inf
+
+
+def test_a_histogram_costs_every_viewer_the_same_and_adds_up_over_splits() -> None:
+    for viewer in VIEWERS:
+        assert epsilon([cohort(0.5), cohort(0.5, split_id="b", part="test")], DELTA, viewer=viewer) == 1.0
+    assert epsilon([cohort(0.5, part="tune"), cohort(0.5, part="test")], DELTA) == 0.5
+    assert pure_epsilon([]) == pure_epsilon_at_several([], 2) == 0
+    with pytest.raises(ValueError, match="m must be a whole number from 1"):
+        pure_epsilon_at_several([[cohort()]], 0)
+
+
+# --- at one order -----------------------------------------------------------------------------------
+
+
 @quick
 @given(mixed_ledgers, st.sampled_from([2, 4, 5, 32]), st.sampled_from(VIEWERS))
 def test_spending_at_one_order_is_the_curve_there(releases: list[Event], order: int, viewer: Viewer) -> None:
     """What a filter adds up: at an order fixed beforehand the worst part is one number."""
 
     def cost(parts: dict[str, str]) -> float:
-        draws = [(draw_of(r, viewer), r.steps) for r in seen_by(releases, parts)]  # type: ignore[arg-type]
-        return sum(
+        seen = seen_by(releases, parts)  # type: ignore[arg-type]
+        pure = sum(renyi.laplace(r.epsilon, order) for r in seen if isinstance(r, LaplaceRelease))
+        draws = [(draw_of(r, viewer), r.steps) for r in seen if not isinstance(r, LaplaceRelease)]
+        return pure + sum(
             n * renyi.rdp(d.noise_multiplier, d.sample_rate, order, d.closure or 0.0) for d, n in draws
         )
 

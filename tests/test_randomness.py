@@ -22,7 +22,9 @@ from clients.randomness import (
     _blocks,
     _bounds,
     _is_below,
+    _minus_log,
     discrete_gaussian,
+    discrete_laplace,
     gaussian,
     poisson_batches,
 )
@@ -315,7 +317,7 @@ def bernoulli_exp(gamma: Fraction, rng: random.Random) -> bool:
     return k % 2 == 1
 
 
-def discrete_laplace(t: int, rng: random.Random) -> int:
+def cks_laplace(t: int, rng: random.Random) -> int:
     """P(y) proportional to exp(-|y| / t). CKS, algorithm 2 with s = 1."""
     while True:
         u = rng.randrange(t)
@@ -333,7 +335,7 @@ def reference(variance: int, rng: random.Random) -> int:
     """CKS, algorithm 3."""
     t = math.isqrt(variance) + 1
     while True:
-        y = discrete_laplace(t, rng)
+        y = cks_laplace(t, rng)
         if bernoulli_exp(Fraction((abs(y) * t - variance) ** 2, 2 * variance * t * t), rng):
             return y
 
@@ -478,3 +480,155 @@ def test_tails_have_their_share(short_table: None, always_slow: Callable[[], Non
     drawn = discrete_gaussian(Stream.seeded("tails"), 30_000, variance)
     assert ((drawn < -3) | (drawn >= 3)).sum() > 3000
     assert p_value(drawn, variance) > SURPRISE
+
+
+# --- discrete Laplace ---------------------------------------------------------------------------------
+
+EPSILONS = [0.01, 0.1, 0.3, 1.0, 2.5, 5.0]
+
+
+def laplace_p_value(drawn: np.ndarray, epsilon: float, cells: int = 100) -> float:
+    """Chi-square against tanh(e / 2) exp(-e |y|), in about `cells` intervals that expect 20 or more; tails whole."""
+    reach = math.ceil(45 / epsilon)
+    y = np.arange(-reach, reach + 1)
+    p = math.tanh(epsilon / 2) * np.exp(-epsilon * np.abs(y))
+    p[[0, -1]] /= -math.expm1(-epsilon)  # all that is beyond
+    at_least = max(1 / cells, 20 / len(drawn))
+    cell = np.minimum(np.cumsum(p) // at_least, (1 - 1e-9) // at_least - 1).astype(int)
+    _, cell = np.unique(cell, return_inverse=True)
+    counted = np.bincount(cell[np.clip(drawn, -reach, reach) + reach], minlength=cell.max() + 1)
+    expected = np.bincount(cell, p) * len(drawn)
+    return float(stats.chisquare(counted, expected * counted.sum() / expected.sum()).pvalue)
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_laplace_frequencies_are_the_exact_ones(epsilon: float) -> None:
+    drawn = discrete_laplace(Stream.seeded(f"laplace {epsilon}"), 1_000_000, epsilon)
+    assert laplace_p_value(drawn, epsilon) > SURPRISE
+    assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < 4 / math.sqrt(len(drawn))
+
+
+def test_the_laplace_chi_square_notices_an_error_of_one_in_a_hundred() -> None:
+    drawn = discrete_laplace(Stream.seeded("off"), 1_000_000, 0.303)
+    assert laplace_p_value(drawn, 0.3) < SURPRISE
+    assert laplace_p_value(np.where(np.arange(len(drawn)) % 50 == 0, -np.abs(drawn), drawn), 0.303) < SURPRISE
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])
+def test_each_integer_is_e_to_the_epsilon_rarer_than_the_one_nearer_to_0(epsilon: float) -> None:
+    """The ratio that the whole promise of ε-DP rests on, on either side."""
+    drawn = discrete_laplace(Stream.seeded(f"ratio {epsilon}"), 1_000_000, epsilon)
+    for sign in (1, -1):
+        for k in range(4):
+            near, far = int((drawn == sign * k).sum()), int((drawn == sign * (k + 1)).sum())
+            share = math.exp(-epsilon) / (1 + math.exp(-epsilon))
+            assert stats.binomtest(far, near + far, share).pvalue > SURPRISE
+
+
+@pytest.mark.parametrize("epsilon", [12.0, 20.0, 700.0, 1e6])
+def test_hardly_any_noise_is_still_the_exact_share(epsilon: float) -> None:
+    drawn = discrete_laplace(Stream.seeded(f"little {epsilon}"), 1_000_000, epsilon)
+    share = 2 / (math.exp(epsilon) + 1) if epsilon < 700 else 0.0
+    assert stats.binomtest(int((drawn != 0).sum()), len(drawn), share).pvalue > SURPRISE
+
+
+@pytest.mark.parametrize("t", [1, 3, 20])
+def test_laplace_agrees_with_the_sampler_of_canonne_kamath_and_steinke(t: int) -> None:
+    rng, n = random.Random(t), 4000
+    theirs = np.array([cks_laplace(t, rng) for _ in range(n)])
+    ours = discrete_laplace(Stream.seeded(f"reference {t}"), 100 * n, 1 / t)
+    assert laplace_p_value(theirs, 1 / t, cells=40) > SURPRISE  # the oracle is right
+    edges = np.unique(np.quantile(ours, np.linspace(0.02, 0.98, 30)))
+    table = [np.bincount(np.searchsorted(edges, y), minlength=len(edges) + 1) for y in (ours, theirs)]
+    assert stats.chi2_contingency(np.array(table)).pvalue > SURPRISE
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.01, 0.3, 20.0])
+def test_float64_and_exact_arithmetic_draw_the_same_laplace(
+    epsilon: float, always_slow: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And both are floor(-ln U / ε) - floor(-ln U' / ε), by mpmath."""
+    fast = discrete_laplace(Stream.seeded("alike"), 300, epsilon)
+    exactly, calls = randomness._geometric, 0
+
+    def counted(*args: object) -> int:
+        nonlocal calls
+        calls += 1
+        return exactly(*args)  # type: ignore[arg-type]
+
+    always_slow()
+    monkeypatch.setattr(randomness, "_geometric", counted)
+    slow = discrete_laplace(Stream.seeded("alike"), 300, epsilon)
+    assert calls == 600
+    assert fast.tolist() == slow.tolist()
+    with mpmath.workdps(50):
+        words = Stream.seeded("alike").uint64(600).tolist()
+        g = [int(mpmath.floor(-mpmath.log(mpmath.mpf(2 * u + 1) / 2**65) / epsilon)) for u in words]
+    assert fast.tolist() == [a - b for a, b in zip(g[:300], g[300:], strict=True)]
+
+
+def test_float_logarithms_are_within_their_margin() -> None:
+    """Against mpmath: the docstring of `_geometrics` claims t 2^-49, MARGIN is 2^-40."""
+    rng = np.random.default_rng(3)
+    u = np.concatenate([2.0 ** rng.uniform(0, 64, 4000), 2.0**64 - 2.0 ** rng.uniform(11, 63, 1000)])
+    with mpmath.workdps(40):
+        for each, t in zip(u.tolist(), (-np.log(u * 2.0**-64)).tolist(), strict=True):
+            assert abs(t + mpmath.log(mpmath.mpf(each) / 2**64)) <= t * 2.0**-49
+
+
+@settings(max_examples=100, deadline=None)
+@given(u=st.integers(1, 2**64), digits=st.integers(40, 120))
+def test_the_exact_logarithm_holds_mpmaths_value(u: int, digits: int) -> None:
+    low, high = _minus_log(u, 64, digits)
+    assert 0 < high - low < Fraction(10) ** (4 - digits)
+    with mpmath.workdps(digits + 30):
+        true = -mpmath.log(mpmath.mpf(u) / 2**64)
+        assert (
+            mpmath.mpf(low.numerator) / low.denominator < true < mpmath.mpf(high.numerator) / high.denominator
+        )
+
+
+def test_a_laplace_tail_is_never_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 zero bits say only that U is below 2^-64: the next decide, and after 128 zeros those after them."""
+    monkeypatch.setattr(Stream, "uint64", lambda self, n: np.zeros(n, np.uint64))
+    for zeros in (0, 1, 2):
+        words = [*[0] * zeros, 2**63] * 2
+        monkeypatch.setattr(Stream, "bytes", lambda self, n, words=words: words.pop(0).to_bytes(n))
+        assert (
+            randomness._geometrics(Stream.fresh(), 2, 0.1).tolist()
+            == [math.floor((64 * (1 + zeros) + 1) * math.log(2) / 0.1)] * 2
+        )
+        assert words == []
+
+
+def test_bits_beyond_the_first_64_decide_a_geometric_where_they_do_not() -> None:
+    """u is the one value that leaves G >= j open: it is, in the part of the cases that is left."""
+    epsilon, j = Fraction(0.3), 7
+    with mpmath.workdps(60):
+        boundary = mpmath.exp(-mpmath.mpf(0.3) * j) * 2**64
+        u, left = int(mpmath.floor(boundary)), float(boundary - mpmath.floor(boundary))
+    stream, n = Stream.seeded("open"), 1000
+    drawn = [randomness._geometric(stream, u, epsilon) for _ in range(n)]
+    assert set(drawn) == {j - 1, j}
+    assert stats.binomtest(drawn.count(j), n, left).pvalue > SURPRISE
+    assert randomness._geometric(Stream.seeded("untouched"), u - 1, epsilon) == j
+    assert randomness._geometric(Stream.seeded("untouched"), u + 1, epsilon) == j - 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 33, 70_000])
+def test_as_many_laplace_draws_as_asked_and_the_same_again(n: int) -> None:
+    drawn = discrete_laplace(Stream.seeded("n"), n, 0.1)
+    assert (drawn.shape, drawn.dtype) == ((n,), np.int64)
+    assert drawn.tolist() == discrete_laplace(Stream.seeded("n"), n, 0.1).tolist()
+    if n > 20:
+        assert drawn.tolist() != discrete_laplace(Stream.seeded("m"), n, 0.1).tolist()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, 1e-7, math.inf, math.nan])
+def test_an_epsilon_out_of_bounds_is_refused_and_nothing_is_drawn(epsilon: float) -> None:
+    stream = Stream.seeded("refused")
+    with pytest.raises(ValueError, match="epsilon must be at least 1e-06 and finite"):
+        discrete_laplace(stream, 5, epsilon)
+    with pytest.raises(ValueError, match="0 or more"):
+        discrete_laplace(stream, -1, 1.0)
+    assert stream.bytes(8) == Stream.seeded("refused").bytes(8)

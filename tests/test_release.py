@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from federation.release import (
     VIEWERS,
     Event,
+    LaplaceRelease,
     Release,
     SharedRelease,
     event_from_dict,
@@ -31,6 +32,14 @@ SHARED = SharedRelease(
     sample_rate=0.25,
     steps=150,
     split_id="a",
+)
+LAPLACE = LaplaceRelease("cohort", "all", 0.5, "a")
+laplace_releases = st.builds(
+    LaplaceRelease,
+    kind=st.sampled_from(("map", "cohort", "stats")),
+    part=st.sampled_from(("train", "tune", "test", "all")),
+    epsilon=st.floats(1e-6, 1e300),
+    split_id=st.text(max_size=20),
 )
 own_releases = st.builds(
     Release,
@@ -65,7 +74,7 @@ def shared_releases(draw: st.DrawFn) -> SharedRelease:
 
 
 @quick
-@given(own_releases | shared_releases())
+@given(own_releases | shared_releases() | laplace_releases)
 def test_an_event_survives_json(event: Event) -> None:
     written = json.loads(json.dumps(event.to_dict()))
     assert event_from_dict(written) == type(event).from_dict(written) == event
@@ -97,6 +106,13 @@ def test_the_stored_fields_of_an_event_never_change() -> None:
         "steps": 150,
         "split_id": "a",
     }
+    assert LAPLACE.to_dict() == {
+        "mechanism": "discrete-laplace",
+        "kind": "cohort",
+        "part": "all",
+        "epsilon": 0.5,
+        "split_id": "a",
+    }
 
 
 def test_a_type_reads_only_its_own_mechanism() -> None:
@@ -104,6 +120,18 @@ def test_a_type_reads_only_its_own_mechanism() -> None:
         Release.from_dict(SHARED.to_dict())
     with pytest.raises(ValueError, match="mechanism must be 'poisson-discrete-gaussian-sum', got 'poisson-g"):
         SharedRelease.from_dict(OWN.to_dict())
+    with pytest.raises(ValueError, match="mechanism must be 'discrete-laplace', got 'poisson-g"):
+        LaplaceRelease.from_dict(OWN.to_dict())
+
+
+@quick
+@given(own_releases | shared_releases() | laplace_releases, st.integers(1, 5))
+def test_an_event_that_is_repeated_has_so_many_times_its_steps(event: Event, times: int) -> None:
+    (one,) = event.one_step().repeated(1)
+    assert one.steps == 1
+    assert {each.one_step() for each in event.repeated(times)} == {one}
+    assert sum(each.steps for each in event.repeated(times)) == event.steps * times
+    assert event.repeated(1) == (event,)
 
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "", None, 1, ["poisson-gaussian"], {}])
@@ -117,14 +145,14 @@ def test_no_mechanism_is_refused() -> None:
         event_from_dict({key: value for key, value in OWN.to_dict().items() if key != "mechanism"})
 
 
-@pytest.mark.parametrize("event", [OWN, SHARED], ids=lambda event: event.mechanism)
+@pytest.mark.parametrize("event", [OWN, SHARED, LAPLACE], ids=lambda event: event.mechanism)
 def test_all_fields_are_there_and_no_others(event: Event) -> None:
     written = event.to_dict()
     for name in set(written) - {"mechanism", "split_id"}:
         with pytest.raises(ValueError, match="a release has other values than"):
             event_from_dict({key: value for key, value in written.items() if key != name})
     other = SHARED if event is OWN else OWN
-    for name in ("rows", "epsilon", *(set(other.to_dict()) - set(written))):
+    for name in ("rows", "people", *(set(other.to_dict()) - set(written))):
         with pytest.raises(ValueError, match="a release has other values than"):
             event_from_dict({**written, name: 1})
     assert event_from_dict({k: v for k, v in written.items() if k != "split_id"}).split_id == ""
@@ -160,6 +188,30 @@ def test_all_fields_are_there_and_no_others(event: Event) -> None:
 def test_a_wrong_value_is_named_with_its_rule(field: str, value: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         event_from_dict({**SHARED.to_dict(), field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("kind", "look", "kind must be one of"),
+        ("part", "validation", "part must be one of"),
+        ("epsilon", 0.0, "epsilon must be at least 1e-06 and finite, got 0.0"),
+        ("epsilon", -1.0, "epsilon must be at least"),
+        ("epsilon", 1e-7, "epsilon must be at least"),
+        ("epsilon", math.inf, "epsilon must be at least"),
+        ("epsilon", math.nan, "epsilon must be at least"),
+        ("epsilon", "1", "epsilon must be at least"),
+        ("epsilon", None, "epsilon must be at least"),
+        ("split_id", 5, "split_id must be text"),
+        ("steps", 1, "a release has other values than"),
+        ("sample_rate", 0.5, "a release has other values than"),
+    ],
+)
+def test_a_wrong_value_of_a_laplace_release_is_named_with_its_rule(
+    field: str, value: object, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        event_from_dict({**LAPLACE.to_dict(), field: value})
 
 
 @pytest.mark.parametrize("field", ["noise_multiplier", "sample_rate", "steps"])

@@ -350,3 +350,51 @@ def test_the_filters_order_is_low_where_the_budget_is_large() -> None:
     assert 3 <= renyi.filter_order(8.0, 1e-5) <= 6
     falling = [renyi.filter_order(epsilon, 1e-5) for epsilon in (0.1, 0.5, 1.0, 3.0, 8.0, 30.0)]
     assert falling == sorted(falling, reverse=True)
+
+
+# --- discrete Laplace -------------------------------------------------------------------------------
+
+purities = st.floats(1e-6, 50.0)
+any_order = st.floats(1.001, 1024.0)
+
+
+@functools.cache
+def summed(epsilon: float, order: float, reach: int, flipped: bool) -> float:
+    """D_order of P(k) ~ exp(-epsilon |k|) and P(k - 1), term by term, with 200 bits; or of P(k - 1) and P(k)."""
+    with mpmath.workprec(200):
+        e, a = mpmath.mpf(epsilon), mpmath.mpf(order)
+        ends = range(-reach, reach + 1)
+        logs = [-e * (a * abs(k - flipped) + (1 - a) * abs(k - (not flipped))) for k in ends]
+        return float(mpmath.log(mpmath.fsum(map(mpmath.exp, logs)) * mpmath.tanh(e / 2)) / (a - 1))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 1.0, 4.0, 20.0])
+def test_laplace_is_the_sum_over_all_whole_numbers_in_both_directions(epsilon: float, flipped: bool) -> None:
+    for order in (1.01, 1.5, 7, 256):
+        exact = summed(epsilon, order, math.ceil(45 / epsilon), flipped)
+        assert renyi.laplace(epsilon, order) == pytest.approx(exact, rel=1e-12)
+
+
+@quick
+@given(purities, any_order, st.floats(1.0, 10.0))
+def test_laplace_is_monotone_and_below_its_limits(epsilon: float, a: float, by: float) -> None:
+    here = renyi.laplace(epsilon, a)
+    assert 0 < here <= min(epsilon, a * epsilon**2 / 2) * (1 + 1e-9)
+    assert here <= renyi.laplace(epsilon, a * by) * (1 + 1e-9)
+    assert here <= renyi.laplace(epsilon * by, a) * (1 + 1e-9)
+    assert renyi.laplace(epsilon, math.inf) == epsilon
+    assert here >= epsilon - math.log(1 + math.exp(-epsilon)) / (a - 1) - epsilon / (a - 1) - 1e-12
+
+
+def test_laplace_numbers_that_overflow_or_vanish_stay_bounds() -> None:
+    assert renyi.laplace(1e300, 1024) == 1e300
+    assert renyi.laplace(800.0, 2) == pytest.approx(800.0)
+    assert renyi.laplace(1e-6, 2) == pytest.approx(1e-12, rel=1e-5)
+    assert renyi.laplace(1e-6, 1.001) > 0
+
+
+@pytest.mark.parametrize("order", [1, 0.5, -2, math.nan])
+def test_laplace_has_no_order_up_to_1(order: float) -> None:
+    with pytest.raises(ValueError, match="order must be above 1"):
+        renyi.laplace(1.0, order)
