@@ -49,7 +49,9 @@ def rows(name: str, n: int, shared: int) -> list[dict[str, object]]:
     ]
 
 
-def write_agencies(folder: Path, n: int = 300, shared: int = 100, names: Sequence[str] = tuple(KINDS)) -> Path:
+def write_agencies(
+    folder: Path, n: int = 300, shared: int = 100, names: Sequence[str] = tuple(KINDS)
+) -> Path:
     """agencies.yaml with its contract and tables."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "contract.yaml").write_text(yaml.safe_dump(OF, sort_keys=False))
@@ -81,8 +83,12 @@ POLICY = permits(
     releases=["cohort"],
     map_columns=["nhs", "sex"],
     min_people=50,
-    budget={"life": 5.0, "delta": 1e-5},
+    min_table_sigma=0.1,
+    budget={"life": 20.0, "delta": 1e-5},
 )
+
+
+SIMULATED = {name: {"simulation": True} for name in KINDS}
 
 
 def deployed(
@@ -108,7 +114,9 @@ def deployed(
 class Wire(LocalGrid):
     """A grid that keeps every reply and lets `change` say what comes of each order: None, as if it were lost."""
 
-    def __init__(self, homes: Iterable[Path], change: Callable[[Message], Message | None] | None = None) -> None:
+    def __init__(
+        self, homes: Iterable[Path], change: Callable[[Message], Message | None] | None = None
+    ) -> None:
         configs = [{"node-dir": str(home)} for home in homes]
         super().__init__(make_app(node_from_config), configs)
         self.change = change or (lambda message: message)
@@ -145,3 +153,8 @@ def charged(home: Path) -> list[dict[str, Any]]:
     entries = open_node(home).ledger.entries()
     events = [event for entry in entries if entry.action == "charge" for event in entry.releases]
     return [dataclasses.replace(event, split_id="").to_dict() for event in events]
+
+
+def reserved(home: Path) -> list[Any]:
+    """What plans may still take at a node."""
+    return [events for events in open_node(home).ledger.reservations().values() if events]
