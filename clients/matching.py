@@ -151,4 +151,4 @@ def noised(counts: IntArray, plan: CohortPlan, stream: Stream) -> np.ndarray:
     """`counts` with discrete Laplace noise on each cell, in the plan's type; what that cannot hold is its nearest value."""
     drawn = randomness.discrete_laplace(stream, counts.size, plan.epsilon).reshape(counts.shape)
     limits = np.iinfo(plan.dtype)
-    return np.clip(counts + drawn, limits.min, limits.max).astype(plan.dtype)
+    return np.asarray(np.clip(counts + drawn, limits.min, limits.max), plan.dtype)

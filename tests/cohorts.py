@@ -92,10 +92,13 @@ SIMULATED = {name: {"simulation": True} for name in KINDS}
 
 
 def deployed(
-    folder: Path, policies: Mapping[str, Mapping[str, Any]] | None = None, n: int = 300
+    folder: Path, at: Path, policies: Mapping[str, Mapping[str, Any]] | None = None, n: int = 300
 ) -> dict[str, Path]:
-    """Nodes that guard the tables of `write_agencies`, each with the others' keys pinned. None in a policy: left out."""
-    homes = {name: folder / "nodes" / name for name in KINDS if (folder / f"{name}.csv").exists()}
+    """Nodes below `at` that guard the tables of `write_agencies` in `folder`, each with the others' keys pinned.
+
+    `policies`: other keys of some policies; None: left out.
+    """
+    homes = {name: at / "nodes" / name for name in KINDS if (folder / f"{name}.csv").exists()}
     for home in homes.values():
         home.mkdir(parents=True)
     public = {name: public_text(home) for name, home in homes.items()}

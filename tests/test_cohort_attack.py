@@ -25,7 +25,7 @@ NAMES = Match("initial-surname-born", name=("first", "last"), born="born")
 
 def population(n: int) -> list[str]:
     """Match keys of `n` made-up people: every first letter, surname and day of birth of which there are enough."""
-    days = [f"{1940 + i // 336:04d}-{1 + i // 28 % 12:02d}-{1 + i % 28:02d}" for i in range(60 * 336)]
+    days = [f"{1971 + i // 336:04d}-{1 + i // 28 % 12:02d}-{1 + i % 28:02d}" for i in range(60 * 336)]
     letters = "abcdefghijklmnopqrstuvwxyz"
     whole = itertools.islice(itertools.product(days, letters, ("smith", "jones", "okafor")), n)
     born, first, last = (np.array(column, object) for column in zip(*whole, strict=True))
@@ -63,7 +63,7 @@ def attacked(folder: Path, people: int, listed: int, tries: int | None) -> tuple
     member = np.zeros(people, bool)
     member[np.random.default_rng(0).permutation(people)[:listed]] = True
     write_agencies(folder, 300, 100, ("health", "police"))
-    experiment, homes = experiment_of(folder), deployed(folder)
+    experiment, homes = experiment_of(folder), deployed(folder, folder)
     secrets: list[bytes] = []
     agree = pact.agree
     with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +142,7 @@ def test_under_another_secret_nobody_is_found_in_common_and_the_sentence_says_wh
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_agencies(tmp_path, 300, 200, ("health", "police"))
-    experiment, homes = experiment_of(folder), deployed(folder, SIMULATED)
+    experiment, homes = experiment_of(folder), deployed(folder, folder, SIMULATED)
     agree = pact.agree
 
     def rogue(own: pact.Own, *given: object) -> bytes:

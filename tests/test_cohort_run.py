@@ -24,7 +24,7 @@ from command import fedrisk, files_under
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
-from clients import matching
+from clients import journal, matching
 from clients.approvals import read_plan
 from clients.desk.decisions import check
 from clients.matching import Pacts, histogram
@@ -55,13 +55,13 @@ from models import cohort
 PAIR = ("health", "police")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three agencies of 300 people, 100 of whom all know."""
-    return write_agencies(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three agencies of 300 people, 100 of whom all know; nothing is written there."""
+    return write_agencies(tmp_path_factory.mktemp("agencies"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def experiment(folder: Path) -> Experiment:
     return experiment_of(folder)
 
@@ -105,9 +105,11 @@ def test_two_simulated_agencies_from_the_command_to_the_sentence(tmp_path: Path)
     assert found["core"] is None
 
 
-def test_an_overlap_that_cannot_be_told_says_what_it_would_take(folder: Path, experiment: Experiment) -> None:
-    homes = deployed(folder, SIMULATED)  # a seed: by chance such a number is told now and then
-    found = run(Wire(homes.values()), experiment, plan_of(experiment, epsilon=0.1, seed=1), folder)
+def test_an_overlap_that_cannot_be_told_says_what_it_would_take(
+    folder: Path, tmp_path: Path, experiment: Experiment
+) -> None:
+    homes = deployed(folder, tmp_path, SIMULATED)  # a seed: by chance such a number is told now and then
+    found = run(Wire(homes.values()), experiment, plan_of(experiment, epsilon=0.1, seed=1), tmp_path)
     (pair,) = found["pairs"]
     assert pair["shared"] == {"value": None, "low": None, "high": None, "publishable": False}
     assert pair["share_of"]["police"]["value"] is None
@@ -140,7 +142,8 @@ def test_what_cannot_be_asked_is_one_sentence(case: str, folder: Path) -> None:
     assert not (folder / "outputs").exists()
 
 
-def test_a_contract_without_match_says_what_to_add(folder: Path) -> None:
+def test_a_contract_without_match_says_what_to_add(tmp_path: Path) -> None:
+    folder = write_agencies(tmp_path)
     text = (folder / "contract.yaml").read_text()
     (folder / "contract.yaml").write_text(text[: text.index("match:")])
     done = fedrisk(*words(folder, *PAIR))
@@ -202,8 +205,8 @@ def set_up(grid: Wire, plan: CohortPlan, attempt: int = 0) -> dict[str, CohortOr
 
 
 @pytest.fixture
-def homes(folder: Path) -> dict[str, Path]:
-    return deployed(folder)
+def homes(folder: Path, tmp_path: Path) -> dict[str, Path]:
+    return deployed(folder, tmp_path)
 
 
 @pytest.fixture
@@ -229,8 +232,8 @@ def test_a_histogram_is_charged_once_and_sent_as_often_as_it_is_asked(
     assert charged(homes["police"]) == []
     assert list(homes["health"].glob("cohorts/*.json")) == [], "the secret went with the histogram"
     assert (homes["police"] / "cohorts" / "run-1.json").stat().st_mode & 0o777 == 0o600
-    left = [json.loads(line) for line in (homes["health"] / "log" / "journal.jsonl").read_text().splitlines()]
-    assert [line["released"] for line in left if line["kind"] == "released"] == [["cohort"]] * 2
+    left = [record.facts["released"] for record in journal.read(homes["health"]) if record.kind == "released"]
+    assert left == [["cohort"]] * 2
 
 
 def test_it_is_charged_before_the_noise_is_drawn_and_a_crash_draws_the_same_again(
@@ -344,12 +347,13 @@ REFUSALS: dict[str, tuple[dict[str, Any], Change, Reason, str]] = {
 
 @pytest.mark.parametrize("case", list(REFUSALS))
 def test_a_rule_refuses_before_a_record_is_read_and_nothing_is_charged(
-    case: str, folder: Path, experiment: Experiment
+    case: str, folder: Path, tmp_path: Path, experiment: Experiment
 ) -> None:
     """There is no table in the folder: a node that looked for one would be UNAVAILABLE."""
     changes, change, reason, deciding = REFUSALS[case]
-    homes = deployed(folder, {"health": changes})
-    (folder / "health.csv").unlink()
+    homes = deployed(folder, tmp_path, {"health": changes})
+    facts = homes["health"] / "node.toml"
+    facts.write_text(facts.read_text().replace("health.csv", "none.csv"))
     plan = change(plan_of(experiment))
     orders = [
         wire.pack_greet_order(GreetOrder(plan), 1),
@@ -363,8 +367,7 @@ def test_a_rule_refuses_before_a_record_is_read_and_nothing_is_charged(
         assert deciding in line
 
 
-def test_a_peer_whose_key_is_not_pinned_is_refused(folder: Path, experiment: Experiment) -> None:
-    homes = deployed(folder)
+def test_a_peer_whose_key_is_not_pinned_is_refused(homes: dict[str, Path], experiment: Experiment) -> None:
     text = (homes["health"] / "node.toml").read_text()
     kept = [line for line in text.splitlines() if not line.startswith("police")]
     (homes["health"] / "node.toml").write_text("\n".join(kept))
@@ -373,13 +376,13 @@ def test_a_peer_whose_key_is_not_pinned_is_refused(folder: Path, experiment: Exp
     assert "no public key of police" in (homes["health"] / "log" / "node.log").read_text()
 
 
-def test_a_person_moves_one_cell_by_one(folder: Path) -> None:
-    contract = experiment_of(folder).data_contract
+def test_a_person_moves_one_cell_by_one(tmp_path: Path, experiment: Experiment) -> None:
+    contract = experiment.data_contract
     people = cohorts.rows("health", 80, 20)
     tables = {}
     for name, own in {"all": people, "without": people[:37] + people[38:]}.items():
-        cohorts.write_table(folder / f"{name}.csv", own)
-        found = load_keys(contract, folder / f"{name}.csv", "health", min_people=50, by=contract.groups[0])
+        cohorts.write_table(tmp_path / f"{name}.csv", own)
+        found = load_keys(contract, tmp_path / f"{name}.csv", "health", min_people=50, by=contract.groups[0])
         tables[name] = histogram(found.keys, found.group, b"s" * 32, (2, 50))
     moved = tables["all"] - tables["without"]
     assert np.abs(moved).sum() == 1
@@ -401,12 +404,12 @@ def lost(kind: str, node: int) -> Callable[[Message], Message | None]:
 
 @pytest.mark.parametrize("kind", [GREET, SEAL, COHORT])
 def test_one_of_three_that_falls_silent_is_named_and_the_other_pair_comes(
-    kind: str, folder: Path, homes: dict[str, Path], experiment: Experiment
+    kind: str, folder: Path, homes: dict[str, Path], experiment: Experiment, tmp_path: Path
 ) -> None:
     grid = Wire(homes.values(), lost(kind, 2))
     quick = experiment_of(folder, "round_timeout=0.1", "join_timeout=0.1")
     plan = plan_of(experiment, tuple(cohorts.KINDS))
-    found = run(grid, quick, plan, folder)
+    found = run(grid, quick, plan, tmp_path)
     assert [pair["agencies"] for pair in found["pairs"]] == [["health", "police"]]
     assert found["pairs"][0]["shared"]["publishable"]
     assert "housing is not in it: late (did not answer)." in found["conclusion"]
@@ -417,11 +420,11 @@ def test_one_of_three_that_falls_silent_is_named_and_the_other_pair_comes(
 
 
 def test_three_agencies_have_pairs_and_a_core(
-    folder: Path, homes: dict[str, Path], experiment: Experiment
+    homes: dict[str, Path], experiment: Experiment, tmp_path: Path
 ) -> None:
     grid = Wire(homes.values())
     plan = plan_of(experiment, tuple(cohorts.KINDS), epsilon=4.0)
-    found = run(grid, experiment, plan, folder)
+    found = run(grid, experiment, plan, tmp_path)
     assert len(found["pairs"]) == 3
     assert all(pair["shared"]["publishable"] for pair in found["pairs"])
     assert found["core"]["agencies"] == ["health", "housing", "police"]
@@ -431,20 +434,22 @@ def test_three_agencies_have_pairs_and_a_core(
 
 
 def test_an_agency_that_refuses_is_named_and_two_that_are_left_go_on(
-    folder: Path, experiment: Experiment
+    folder: Path, tmp_path: Path, experiment: Experiment
 ) -> None:
     homes = deployed(
-        folder, {"housing": {"cohort_peers": []}, "police": {"budget": {"life": 2.0, "delta": 1e-5}}}
+        folder,
+        tmp_path,
+        {"housing": {"cohort_peers": []}, "police": {"budget": {"life": 2.0, "delta": 1e-5}}},
     )
     three = plan_of(experiment, tuple(cohorts.KINDS), run_id="run-2")
     with pytest.raises(RunError, match="needs the histograms of two agencies") as error:
-        run(Wire(homes.values()), experiment, three, folder)
+        run(Wire(homes.values()), experiment, three, tmp_path)
     assert "housing (refused: CONTRACT)" in str(error.value)
     assert "police (refused: BUDGET)" in str(error.value)
     assert [charged(home) for home in homes.values()] == [[], [], []]
     assert reserved(homes["health"]) != [], "what was given up is reserved still"
     two = plan_of(experiment, ("health", "police"), epsilon=1.0)
-    found = run(Wire(homes.values()), experiment, two, folder)
+    found = run(Wire(homes.values()), experiment, two, tmp_path)
     assert found["agencies"]["police"]["status"] == "counted"
     assert reserved(homes["health"]) == [], "and given back by the next one"
     assert charged(homes["health"]) == [two.release().to_dict()]
@@ -463,7 +468,7 @@ def tampered(reply: CohortReply, kind: str) -> CohortReply:
 
 @pytest.mark.parametrize("kind", ["shape", "type", "charge"])
 def test_a_reply_that_is_not_as_agreed_is_rejected(
-    kind: str, folder: Path, homes: dict[str, Path], experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+    kind: str, homes: dict[str, Path], experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = wire.pack_reply
 
@@ -472,7 +477,7 @@ def test_a_reply_that_is_not_as_agreed_is_rejected(
         return made(tampered(reply, kind) if bad else reply, order)
 
     monkeypatch.setattr(wire, "pack_reply", pack)
-    found = run(Wire(homes.values()), experiment, plan_of(experiment, tuple(cohorts.KINDS)), folder)
+    found = run(Wire(homes.values()), experiment, plan_of(experiment, tuple(cohorts.KINDS)), tmp_path)
     assert found["agencies"]["housing"]["status"] == "rejected"
     assert found["agencies"]["housing"]["epsilon"] == 2.0
     assert len(found["pairs"]) == 1
@@ -482,7 +487,11 @@ def test_a_reply_that_is_not_as_agreed_is_rejected(
 
 
 def test_no_key_secret_or_id_leaves_is_logged_or_written(
-    folder: Path, homes: dict[str, Path], experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    homes: dict[str, Path],
+    experiment: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     secrets: list[bytes] = []
     agree = pact.agree
@@ -494,12 +503,12 @@ def test_no_key_secret_or_id_leaves_is_logged_or_written(
 
     monkeypatch.setattr(pact, "agree", watched)
     grid = Wire(homes.values())
-    found = run(grid, experiment, plan_of(experiment), folder)
+    found = run(grid, experiment, plan_of(experiment), tmp_path)
     assert len(secrets) == 8
     sent = [message_to_proto(message).SerializeToString() for message in grid.orders]
     sent += [wire.freeze(reply) for reply in grid.replies if reply is not None]
-    logs = [path.read_bytes() for path in folder.rglob("log/*")]
-    kept = [*files_under(folder / "outputs").values(), json.dumps(found).encode()]
+    logs = [path.read_bytes() for path in tmp_path.rglob("log/*")]
+    kept = [*files_under(tmp_path / "outputs").values(), json.dumps(found).encode()]
     for secret in secrets:
         for text in (secret, secret.hex().encode(), base64.b64encode(secret)[:-4]):
             assert not any(text in content for content in [*sent, *logs, *kept])
@@ -537,8 +546,10 @@ def test_orders_survive_the_trip(experiment: Experiment) -> None:
 # --- people -------------------------------------------------------------------------------------------
 
 
-def test_a_plan_that_waits_for_a_person_is_read_and_explained(folder: Path, experiment: Experiment) -> None:
-    homes = deployed(folder, {"health": {"ask": True}})
+def test_a_plan_that_waits_for_a_person_is_read_and_explained(
+    folder: Path, tmp_path: Path, experiment: Experiment
+) -> None:
+    homes = deployed(folder, tmp_path, {"health": {"ask": True}})
     plan = plan_of(experiment)
     greet = wire.pack_greet_order(GreetOrder(plan), 1)
     assert Wire([homes["health"]]).ask(greet) == Refusal("health", Reason.NOT_YET)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks import (
+    cohort,
     coverage,
     deployed,
     dp_step,
@@ -103,6 +104,11 @@ def measure_coverage(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return coverage.measure(folder, draws=100 if options.quick else 2000)
 
 
+def measure_cohort(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """How many people two agencies share, at epsilon 1: the error, and how long a million people take."""
+    return cohort.measure(folder, cohort.CASES[:1] if options.quick else cohort.CASES)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -113,6 +119,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "ledger": measure_ledger,
     "deployed": measure_deployed,
     "coverage": measure_coverage,
+    "cohort": measure_cohort,
 }
 
 
@@ -208,6 +215,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "ledger": show_ledger,
     "deployed": deployed.shown,
     "coverage": coverage.shown,
+    "cohort": cohort.shown,
 }
 
 
