@@ -16,6 +16,7 @@ COMMANDS = [
     "plan",
     "draft",
     "stats",
+    "cohort",
     "retest",
     "resume",
     "track",

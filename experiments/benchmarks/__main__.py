@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks import (
+    cohort,
     coverage,
     deployed,
     dp_step,
@@ -111,6 +112,11 @@ def measure_matching(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return matching.measure(folder)
 
 
+def measure_cohort(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """How many people two agencies share, at epsilon 1: the error, and how long a million people take."""
+    return cohort.measure(folder, cohort.CASES[:1] if options.quick else cohort.CASES)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -122,6 +128,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "deployed": measure_deployed,
     "coverage": measure_coverage,
     "matching": measure_matching,
+    "cohort": measure_cohort,
 }
 
 
@@ -218,6 +225,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "deployed": deployed.shown,
     "coverage": coverage.shown,
     "matching": matching.shown,
+    "cohort": cohort.shown,
 }
 
 
