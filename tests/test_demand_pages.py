@@ -90,7 +90,7 @@ def test_a_page_can_be_heard(page: str) -> None:
     assert len(outline.named("caption")) == len(outline.named("table"))
     assert all(attrs.get("scope") in ("row", "col") for attrs in outline.named("th"))
     for after in page.split("</figure>")[1:]:
-        assert "<table" in after.split("<h3")[0].split("<h2")[0] or 'aria-label="What was found' in page
+        assert "<table" in after.split("<h3")[0].split("<h2")[0]
 
 
 def test_the_sections_of_a_map_are_there_in_order_and_each_says_something() -> None:
@@ -281,6 +281,21 @@ def test_signs_say_what_leads_by_how_long_and_that_it_is_no_cause() -> None:
     assert "It cost nothing further" in text
     assert PAGES["signs"].count('role="img"') == 1
     assert "Nothing stands out" in Outline(PAGES["no signs"]).text
+
+
+def test_lags_that_stand_beside_a_sign_are_drawn_and_why_it_cannot_be_told_is_said() -> None:
+    found = fake_signs()
+    beside = [
+        {"lag": lag, "value": lag / 10, "low": lag / 10 - 0.05, "high": lag / 10 + 0.05}
+        for lag in range(1, 7)
+    ]
+    sign = next(sign for sign in found["signs"] if sign["verdict"] == "leads")
+    untold = next(sign for sign in found["signs"] if sign["verdict"] == "cannot be told")
+    found["signs"] = [sign | {"lags": beside, "why": None}, untold | {"lags": [], "why": "only 9 months"}]
+    text = Outline(render_signs(found)).text
+    for lag in range(1, 7):
+        assert f"{lag} +0.{lag}0 " in text
+    assert "only 9 months" in text
 
 
 def test_a_cohort_says_who_paid_what_and_what_nobody_learned() -> None:

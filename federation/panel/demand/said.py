@@ -74,13 +74,13 @@ def decimals(low: float, high: float) -> int:
 
 def down(value: float, places: int) -> float:
     """Rounded towards minus infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.floor(value * scale + TINY * max(1.0, abs(value * scale))) / scale
 
 
 def up(value: float, places: int) -> float:
     """Rounded towards infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.ceil(value * scale - TINY * max(1.0, abs(value * scale))) / scale
 
 
