@@ -540,7 +540,7 @@ def test_pages_in_a_browser_fit_its_width(tmp_path: Path, width: int) -> None:
             shot = tmp_path / f"{path.stem}-{width}.png"
             page.screenshot(path=shot)
             assert shot.stat().st_size > 10_000, name
-            if pictures and name in ("map", "cohort", "signs") and width == 1100:
+            if pictures and name in ("map", "cohort") and width == 1100:
                 _pictures(page, Path(__file__).resolve().parent.parent / pictures, name)
             page.close()
         browser.close()
