@@ -178,7 +178,7 @@ def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: J
     return {
         "before": before,
         "value": number.value,
-        "between": f"{number.low} to {number.high}",
+        "between": number.between,
         "after": after,
     }
 

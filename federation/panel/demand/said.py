@@ -29,6 +29,11 @@ class Told:
     step: int = 0
     rough: bool = False
 
+    @property
+    def between(self) -> str:
+        """The interval as text; a number that had no noise is exact."""
+        return "exact" if self.low == self.value == self.high else f"{self.low} to {self.high}"
+
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
     """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour."""
