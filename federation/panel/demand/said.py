@@ -29,6 +29,11 @@ class Told:
     step: int = 0
     rough: bool = False
 
+    @property
+    def between(self) -> str:
+        """The interval as text; a number that had no noise is exact."""
+        return "exact" if self.low == self.value == self.high else f"{self.low} to {self.high}"
+
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
     """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour."""
@@ -74,13 +79,13 @@ def decimals(low: float, high: float) -> int:
 
 def down(value: float, places: int) -> float:
     """Rounded towards minus infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.floor(value * scale + TINY * max(1.0, abs(value * scale))) / scale
 
 
 def up(value: float, places: int) -> float:
     """Rounded towards infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.ceil(value * scale - TINY * max(1.0, abs(value * scale))) / scale
 
 
