@@ -320,6 +320,28 @@ def check(
     guarded(lambda: check_agencies(Path(agencies), min_people))
 
 
+@app.command("pilot-data")
+def pilot_data(
+    folder: Annotated[Path, typer.Argument(help="An empty folder, or one that is not there yet.")],
+    agencies: Annotated[
+        str, typer.Option(help="Some of police, health, probation, housing, children, with commas.")
+    ] = "police,health",
+    people: Annotated[
+        float, typer.Option(help="The size of everything: 1 is 6,000 people at the police.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Which town.")] = 7,
+) -> None:
+    """Write made-up tables of two agencies or more, their contract and what to ask, to try all of it with nobody's data.
+
+    Example: fedrisk pilot-data town
+    """
+    from experiments.pilot_data import write_pilot_data
+
+    names = [name.strip() for name in agencies.split(",")]
+    for path in guarded(lambda: write_pilot_data(folder, names, people=people, seed=seed)):
+        print(path)
+
+
 @app.command()
 def audit(
     epsilon: Annotated[float, typer.Option(help="The claim: noise is chosen for this ε.")] = 4.0,

@@ -644,7 +644,10 @@ def pilot(out: Path, *, seed: int = 0, people: float = 1.0, agencies: Sequence[s
     from experiments import pilot as town
 
     try:
-        options = town.Options(seed, people, town.NAMES if agencies is None else tuple(agencies))
+        listed = (
+            town.NAMES if agencies is None else tuple(agencies) if isinstance(agencies, list | tuple) else ()
+        )
+        options = town.Options(seed, people, listed)
     except (TypeError, ValueError) as error:
         raise DataError(f"option {error}") from None
 

@@ -261,15 +261,14 @@ def _members(
     # whoever is left last has the fewest to choose from: the narrowest ages first
     order = sorted(known, key=lambda who: min(ages[name][1] - ages[name][0] for name in who))
     for who in order:
-        keys = AREA_PULL * area + rng.gumbel(
-            size=len(age)
-        )  # the largest are a sample, with chances exp(pull)
+        # the largest of these are a sample without replacement, with chances exp(pull)
+        keys = AREA_PULL * area + rng.gumbel(size=len(age))
         low, high = max(ages[name][0] for name in who), min(ages[name][1] for name in who)
         men = round(known[who] * next((MALE[name] for name in MALE if name in who), 0.5))
         for sex, count in ((True, men), (False, known[who] - men)):
             free = (male == sex) & (age >= low) & (age <= high) & ~member.any(axis=1)
             chosen = np.argsort(np.where(free, -keys, np.inf), kind="stable")[:count]
-            member[np.ix_(chosen, [NAMES.index(name) for name in who])] = True
+            member[np.ix_(chosen, np.array([NAMES.index(name) for name in who]))] = True
     return member
 
 

@@ -23,6 +23,7 @@ COMMANDS = [
     "compare",
     "submit",
     "check",
+    "pilot-data",
     "audit",
 ]
 

@@ -181,7 +181,7 @@ def test_a_changed_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
         (
             "folktables",
             {},
-            "data set must be one of adult, compas, compas_violent, heart, iowa, synthetic, got",
+            "data set must be one of adult, compas, compas_violent, heart, iowa, pilot, synthetic, got",
         ),
         ("heart", {"splits": "hash"}, "option of heart: splits is not a known key; known are split"),
         ("heart", {"split": "random"}, "option split of heart must be one of hash, flamby, got 'random'"),
@@ -267,7 +267,7 @@ def test_a_changed_contract_or_loader_makes_another_folder(
     assert prepare("synthetic", {"people": 0.1}, tmp_path / "cache") != first
 
 
-@pytest.mark.parametrize("name", ["synthetic", *CHOICES])
+@pytest.mark.parametrize("name", ["synthetic", "pilot", *CHOICES])
 def test_every_contract_is_usable(name: str) -> None:
     contract = Contract.from_dict(yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text()))
     assert contract.name == name
