@@ -23,7 +23,7 @@ from federation import installed
 from federation.durable import write_whole
 from federation.experiment import SettingsError
 from models.scores import LEVEL
-from models.signs import MARGIN, MAX_LAG, Series, Sign, Signs, SignsError, find_signs
+from models.signs import MARGIN, MAX_LAG, Series, Sign, Signs, SignsError, find_signs, months_needed
 
 MAP, SERIES, SIGNS = "map.json", "series.json", "signs.json"
 PAGES = "federation.panel.demand.pages"
@@ -51,12 +51,12 @@ def signs_from(
     maps = [read_map(path) for path in paths]
     if len({one.run_id for one in maps}) < len(maps):
         raise SettingsError("a map is named twice")
-    series = in_common(maps)
+    series, left_out = long_enough(in_common(maps), max_lag)
     try:
         signs = find_signs(series, max_lag=max_lag)
     except SignsError as error:
         raise SettingsError(str(error)) from None
-    found = written(maps, series, signs, max_lag)
+    found = written(maps, series, signs, max_lag) | {"left_out": left_out}
     folder = output or maps[0].folder
     folder.mkdir(parents=True, exist_ok=True)
     found["files"] = _page(found, folder)
@@ -139,6 +139,19 @@ def in_common(maps: Sequence[Map]) -> list[Series]:
         )
         for one in maps
         for each in one.series
+    ]
+
+
+def long_enough(series: Sequence[Series], max_lag: int) -> tuple[list[Series], list[dict[str, str]]]:
+    """The series that have months enough for their areas, and why the others are left out; all of them where none has."""
+    need = {each.name: months_needed(len(each.areas), max_lag) for each in series}
+    kept = [each for each in series if len(each.months) >= need[each.name]]
+    if not kept:
+        return list(series), []
+    return kept, [
+        {"name": each.name, "why": f"has {len(each.months)} months and needs {need[each.name]}"}
+        for each in series
+        if len(each.months) < need[each.name]
     ]
 
 
@@ -244,6 +257,8 @@ def show(found: Mapping[str, Any], folder: Path) -> None:
         console.print(
             f"  one agency alone ({escape(found['agencies'][0])}): signs among its own counts", soft_wrap=True
         )
+    for each in found["left_out"]:
+        console.print(f"  [yellow]{escape(each['name'])} is not in it[/]: it {each['why']}", soft_wrap=True)
     order = {"leads": 0, "no sign": 1, "cannot be told": 2}
     rows = sorted(found["signs"], key=lambda sign: (order[sign["verdict"]], -_size(sign)))
     console.print(_table(rows[:SHOWN]))
