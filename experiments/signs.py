@@ -65,7 +65,7 @@ def signs_from(
     if as_json:
         print(text)
     else:
-        show(found, folder)
+        show(found, folder, labels(series))
     return found
 
 
@@ -189,7 +189,7 @@ def written(maps: Sequence[Map], series: Sequence[Series], signs: Signs, max_lag
             for each in series
         ],
         "signs": [_sign(sign) for sign in signs.signs],
-        "conclusion": conclusion(signs.signs),
+        "conclusion": conclusion(signs.signs, labels(series)),
         "files": {},
     }
 
@@ -208,7 +208,13 @@ def _sign(sign: Sign) -> dict[str, Any]:
     }
 
 
-def conclusion(signs: Sequence[Sign]) -> str:
+def labels(series: Sequence[Series]) -> dict[str, str]:
+    """What a person calls each series: its agency, where each has one and all are of one query; else its name."""
+    plain = len({each.query for each in series}) == 1 and len({each.agency for each in series}) == len(series)
+    return {each.name: each.agency if plain else each.name for each in series}
+
+
+def conclusion(signs: Sequence[Sign], called: Mapping[str, str]) -> str:
     """What was found, in a few sentences, the clearest pair first."""
     verdicts = Counter(sign.verdict for sign in signs)
     leading = sorted(
@@ -219,7 +225,7 @@ def conclusion(signs: Sequence[Sign]) -> str:
         told = "No count is seen to go ahead of another."
     else:
         told = " ".join(
-            f"{sign.leads} goes ahead of {sign.follows} by {best.lag} month{'s' * (best.lag > 1)}: more of the one, "
+            f"{called[sign.leads]} goes ahead of {called[sign.follows]} by {best.lag} month{'s' * (best.lag > 1)}: more of the one, "
             f"{'more' if best.value > 0 else 'fewer'} of the other (partial correlation {best.value:.2f}, "
             f"{best.low:.2f} to {best.high:.2f})."
             for sign, best in leading[:3]
@@ -244,33 +250,43 @@ def _page(found: Mapping[str, Any], folder: Path) -> dict[str, str]:
 # --- the screen -----------------------------------------------------------------------------------------
 
 
-def show(found: Mapping[str, Any], folder: Path) -> None:
+def show(found: Mapping[str, Any], folder: Path, called: Mapping[str, str]) -> None:
     """What was compared, the clearest pairs, what it cost, where the files are, and the conclusion last."""
     console = Console(highlight=False)
     first, last = found["between"]
     console.print(
         f"[bold]signs[/]: {len(found['series'])} series, {found['areas']} areas, {found['months']} months "
-        f"({first} to {last}), lags up to {found['max_lag']} months",
+        f"({first} to {last}), lags up to {found['max_lag']} months; "
+        f"{escape('; '.join(sorted({each['query'] for each in found['series']})))}",
         soft_wrap=True,
     )
     if len(found["agencies"]) == 1:
         console.print(
             f"  one agency alone ({escape(found['agencies'][0])}): signs among its own counts", soft_wrap=True
         )
-    for each in found["left_out"]:
-        console.print(f"  [yellow]{escape(each['name'])} is not in it[/]: it {each['why']}", soft_wrap=True)
+    for why, names in _by_reason(found["left_out"]).items():
+        console.print(f"  [yellow]not in it[/], as it {why}: {escape(', '.join(names))}", soft_wrap=True)
     order = {"leads": 0, "no sign": 1, "cannot be told": 2}
-    rows = sorted(found["signs"], key=lambda sign: (order[sign["verdict"]], -_size(sign)))
-    console.print(_table(rows[:SHOWN]))
-    if len(rows) > SHOWN:
-        console.print(f"{len(rows) - SHOWN} pairs more are in {SIGNS}")
-    for why, pairs in Counter(sign["why"] for sign in rows if sign["why"]).most_common(5):
+    told = [sign for sign in found["signs"] if sign["lag"] is not None]
+    rows = sorted(told, key=lambda sign: (order[sign["verdict"]], -_size(sign)))
+    if rows:
+        console.print(_table(rows[:SHOWN], called))
+    if len(found["signs"]) > len(rows[:SHOWN]):
+        console.print(f"{len(found['signs'])} pairs were compared; all are in {SIGNS}")
+    for why, pairs in Counter(sign["why"] for sign in found["signs"] if sign["why"]).most_common(5):
         console.print(f"cannot be told, {pairs} pair{'s' * (pairs > 1)}: {escape(why)}", soft_wrap=True)
     console.print(f"privacy made from what {_maps(found)} released: nothing further is spent", soft_wrap=True)
     console.print(f"result  {folder / SIGNS}", soft_wrap=True)
     if "report" in found["files"]:
         console.print(f"report  {folder / found['files']['report']}", soft_wrap=True)
     console.print(escape(found["conclusion"]), style="bold", soft_wrap=True)
+
+
+def _by_reason(left_out: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for each in left_out:
+        found.setdefault(each["why"], []).append(each["name"])
+    return found
 
 
 def _size(sign: Mapping[str, Any]) -> float:
@@ -281,14 +297,12 @@ def _maps(found: Mapping[str, Any]) -> str:
     return escape(" and ".join(found["maps"]))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], called: Mapping[str, str]) -> Table:
     table = Table()
     for name in ("goes ahead", "of", "months", "partial correlation", "95% interval", ""):
         table.add_column(name, justify="right" if name in ("months", "partial correlation") else "left")
     for row in rows:
         at = row["partial_correlation"]
-        numbers = ("–", "–", "–")
-        if row["lag"] is not None:
-            numbers = (str(row["lag"]), f"{at['value']:.2f}", f"{at['low']:.2f} to {at['high']:.2f}")
-        table.add_row(escape(row["leads"]), escape(row["follows"]), *numbers, row["verdict"])
+        numbers = (str(row["lag"]), f"{at['value']:.2f}", f"{at['low']:.2f} to {at['high']:.2f}")
+        table.add_row(escape(called[row["leads"]]), escape(called[row["follows"]]), *numbers, row["verdict"])
     return table

@@ -322,7 +322,7 @@ def _at(x: str, y: str, ahead: _Panel, behind: _Panel, lag: int, back: int) -> _
     past = [k for k in range(2 * cut) if k not in new]
     directions = _told_apart(c[np.ix_(past, past)], observed[..., past])
     if directions is None:
-        return f"too much noise to tell {x} or {y} from its own past"
+        return "too much noise in one of the two to tell its own past"
     news = np.zeros((2 * cut, 2))
     news[new, [0, 1]] = 1
     along = directions.T @ c[np.ix_(past, past)] @ directions

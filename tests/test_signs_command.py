@@ -136,7 +136,7 @@ def test_series_with_too_few_months_for_one_area_are_left_out_and_named(tmp_path
     assert done.code == 0, done.err
     written = json.loads((tmp_path / "a" / "signs.json").read_text())
     assert [each["name"] for each in written["left_out"]] == ["first everywhere", "second everywhere"]
-    assert "second everywhere is not in it: it has 40 months and needs 48" in done.out
+    assert "not in it, as it has 40 months and needs 48: first everywhere, second everywhere" in done.out
     assert [each["name"] for each in written["series"]] == ["first", "second"]
     assert len(written["signs"]) == 2
 
