@@ -114,7 +114,7 @@ def draw(reader: Reader) -> Path:
     plan, result = re.search(r"plan +([0-9a-f]{64})", said), re.search(r"result +(\S+)/map.json", said)
     assert plan is not None
     assert result is not None
-    approve(reader, "counted by the columns age, area, ", plan[1])
+    approve(reader, "counted by the columns age, area, date, ", plan[1])
     folder = Path(result[1])
     assert folder.parent == reader.folder / "hub" / "outputs"
     wait((folder / "map.json").exists, ANSWER_SECONDS, "the map")

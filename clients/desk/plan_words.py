@@ -1,4 +1,4 @@
-"""A map's plan in words, for the person who is asked to approve it: what would leave, counted by what, at which price.
+"""The plan of a map or a cohort in words, for the person who is asked to approve it: what would leave, counted by what, at which price.
 
 The words are made here from what the plan asks. Names that a coordinator gave to its questions are not believed.
 """
@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from clients.rules import Plan
+from federation.cohort import CohortPlan, columns_of
 from federation.demand import MapPlan
 from federation.plan import Refused
 from federation.privacy import epsilon
@@ -19,9 +20,27 @@ MANY = {"person": "people", "row": "records"}
 
 
 def about(plan: Plan, contract: Contract, agency: str) -> list[str]:
-    """Of a map: a line for what leaves, its price, the columns and each question. Of another plan nothing is said."""
-    if not isinstance(plan, MapPlan):
-        return []
+    """A line for what leaves, one for its price, one for the columns, and one for each question of a map.
+
+    Of a training or a statistic nothing: their other lines say it.
+    """
+    if isinstance(plan, CohortPlan):
+        return _of_cohort(plan, contract, agency)
+    return _of_map(plan, contract, agency) if isinstance(plan, MapPlan) else []
+
+
+def _of_cohort(plan: CohortPlan, contract: Contract, agency: str) -> list[str]:
+    others = " and ".join(name for name in plan.of if name != agency)
+    by = "" if plan.by is None else f", by {plan.by}"
+    return [
+        f"a cohort: how many people this agency and {others} both know{by}. A noised histogram of scrambled match keys "
+        f"({math.prod(plan.shape):,} numbers) leaves once; nobody is named",
+        f"costs ε = {plan.epsilon:.2f} (δ = 0) of one {contract.unit.kind} here, and as much at each of the others",
+        f"counted by the columns {', '.join(sorted(columns_of(contract, plan.by)))}",
+    ]
+
+
+def _of_map(plan: MapPlan, contract: Contract, agency: str) -> list[str]:
     try:
         design = plan.design_of(contract, agency)
     except Refused as refused:
@@ -32,7 +51,7 @@ def about(plan: Plan, contract: Contract, agency: str) -> list[str]:
     return [
         f"a map: {design.numbers:,} noised counts of the people here leave once, {_how(plan)}",
         _price(plan, contract),
-        f"counted by the columns {', '.join(workload.columns)}",
+        f"counted by the columns {', '.join(sorted(workload.columns))}",
         *(f"- {in_words(query, workload)} ({_noise(query, design, plan)})" for query in workload.queries),
     ]
 
