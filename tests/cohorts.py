@@ -22,6 +22,7 @@ from federation.experiment import Experiment
 from federation.protocol import Reply
 from federation.server.cohort import CohortJob, run_cohort
 from federation.server.result import RunFacts
+from federation.server.tracking import NoTracker
 
 KINDS = {"health": "health", "housing": "charity", "police": "police"}
 OF = CONTRACT | {
@@ -148,7 +149,7 @@ def run(grid: LocalGrid, experiment: Experiment, plan: CohortPlan, folder: Path)
     facts = RunFacts(plan.run_id, "superlink", simulation=False)
     home = folder / "outputs" / plan.run_id
     home.mkdir(parents=True, exist_ok=True)
-    return run_cohort(grid, CohortJob(experiment, facts, home, CohortRequest(plan=plan)))
+    return run_cohort(grid, CohortJob(experiment, facts, home, CohortRequest(plan=plan), NoTracker()))
 
 
 def charged(home: Path) -> list[dict[str, Any]]:

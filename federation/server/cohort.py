@@ -42,6 +42,7 @@ from federation.server.exchange import (
 )
 from federation.server.result import RunFacts
 from federation.server.rounds import Heads
+from federation.server.tracking import Tracker
 from models import cohort
 from models.disclosure import Disclosure
 from models.matchkey import WORDS
@@ -59,6 +60,7 @@ class CohortJob:
     facts: RunFacts
     folder: Path
     request: CohortRequest
+    tracker: Tracker
 
 
 def run_cohort(grid: Grid, job: CohortJob) -> dict[str, Any]:
