@@ -23,6 +23,7 @@ COMMANDS = [
     "submit",
     "check",
     "audit",
+    "signs",
 ]
 
 
