@@ -25,6 +25,7 @@ COMMANDS = [
     "check",
     "pilot-data",
     "audit",
+    "signs",
 ]
 
 

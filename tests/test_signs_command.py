@@ -179,7 +179,3 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, town: Path) -> None
         assert len(done.problems) == 1
         assert sentence in done.problems[0]
     assert not list(tmp_path.rglob("signs.json"))
-
-
-def test_the_help_has_an_example() -> None:
-    assert "Example: fedrisk signs outputs/" in fedrisk("signs", "--help").out
