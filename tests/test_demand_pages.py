@@ -291,6 +291,8 @@ def test_signs_say_what_leads_by_how_long_and_that_it_is_no_cause() -> None:
     assert "ε = 0.50" in text
     assert "It cost nothing further" in text
     assert PAGES["signs"].count('role="img"') == 1
+    several = fake_signs() | {"privacy": {"epsilon": [0.5, None], "costs": "nothing further"}}
+    assert "ε = 0.50 and no limit" in Outline(render_signs(several)).text
     assert "Nothing stands out" in Outline(PAGES["no signs"]).text
 
 
