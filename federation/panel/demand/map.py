@@ -174,7 +174,7 @@ def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: J
         text = told(mark, share=False)
         assert text is not None  # noqa: S101 - of a mark comes a text
         number, before = text, "About"
-        after = f"{many} known to {known_to}{f' have: {who}' if who else ''}."
+        after = f"{many} known to {known_to} have: {who}." if who else f"{many} are known to {known_to}."
     return {
         "before": before,
         "value": number.value,

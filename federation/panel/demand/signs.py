@@ -6,7 +6,7 @@ from typing import Any
 from federation.panel.demand.about import at
 from federation.panel.demand.pictures import lags
 from federation.panel.demand.said import words
-from federation.panel.sections.numbers import join, mark_of, real
+from federation.panel.sections.numbers import epsilon, join, mark_of, real
 from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
@@ -107,8 +107,5 @@ def _signed(value: float) -> str:
 
 
 def _epsilon(value: Any) -> str:
-    """ε of the maps: one number, or one for each."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    each = value if isinstance(value, Sequence) else [value]
-    return join(f"{one:.2f}" for one in each if real(one)) or "no limit"
+    """ε of the maps: one number, or one for each; of a map without noise, that there is no limit."""
+    return join(map(epsilon, value if isinstance(value, list) else [value]))
