@@ -23,6 +23,7 @@ import torch
 
 from experiments.benchmarks import (
     coverage,
+    demand,
     deployed,
     dp_step,
     ledger,
@@ -103,6 +104,11 @@ def measure_coverage(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return coverage.measure(folder, draws=100 if options.quick else 2000)
 
 
+def measure_demand(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A demand map's tables as one release beside separate ones, and how often its intervals hold the truth."""
+    return demand.measure(folder, draws=20 if options.quick else 500)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -113,6 +119,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "ledger": measure_ledger,
     "deployed": measure_deployed,
     "coverage": measure_coverage,
+    "demand": measure_demand,
 }
 
 
@@ -208,6 +215,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "ledger": show_ledger,
     "deployed": deployed.shown,
     "coverage": coverage.shown,
+    "demand": demand.shown,
 }
 
 

@@ -221,6 +221,8 @@ def measure(folder: Path, *, draws: int = 1000, seeds: int = SEEDS) -> dict[str,
     found = list(releases(seeds))
     rows = [row for case in CASES for row in intervals(*case, draws)]
     worst = min(rows, key=lambda row: row.covered)
+    seen = sum(row.shown * row.cells for row in rows)
+    right = sum(row.shown * row.cells * (row.covered_shown or 0.0) for row in rows)
     return {
         "draws": draws,
         "releases": found,
@@ -237,6 +239,7 @@ def measure(folder: Path, *, draws: int = 1000, seeds: int = SEEDS) -> dict[str,
                 "value": worst.covered,
                 "least": 0.93,
             },
+            {"target": "and at least 0.93 of those that are shown", "value": right / seen, "least": 0.93},
         ],
     }
 
