@@ -106,7 +106,7 @@ def measure_coverage(options: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def measure_demand(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A demand map's tables as one release beside separate ones, and how often its intervals hold the truth."""
-    return demand.measure(folder, draws=20 if options.quick else 500)
+    return demand.measure(folder, draws=5 if options.quick else 200)
 
 
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {

@@ -216,7 +216,7 @@ def _answers(readings: Sequence[Reading], rule: Disclosure) -> dict[str, Any]:
     return {name: answer(query, together, disclosure=rule) for name, query in queries.items()}
 
 
-def measure(folder: Path, *, draws: int = 1000, seeds: int = SEEDS) -> dict[str, Any]:
+def measure(folder: Path, *, draws: int = 200, seeds: int = SEEDS) -> dict[str, Any]:
     """Both, with their targets."""
     found = list(releases(seeds))
     rows = [row for case in CASES for row in intervals(*case, draws)]
