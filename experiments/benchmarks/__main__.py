@@ -24,6 +24,7 @@ import torch
 from experiments.benchmarks import (
     cohort,
     coverage,
+    demand,
     deployed,
     dp_step,
     ledger,
@@ -117,6 +118,11 @@ def measure_cohort(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return cohort.measure(folder, cohort.CASES[:1] if options.quick else cohort.CASES)
 
 
+def measure_demand(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A demand map's tables as one release beside separate ones, and how often its intervals hold the truth."""
+    return demand.measure(folder, draws=5 if options.quick else 200)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -129,6 +135,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "coverage": measure_coverage,
     "matching": measure_matching,
     "cohort": measure_cohort,
+    "demand": measure_demand,
 }
 
 
@@ -226,6 +233,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "coverage": coverage.shown,
     "matching": matching.shown,
     "cohort": cohort.shown,
+    "demand": demand.shown,
 }
 
 
