@@ -2,8 +2,9 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cohorts
@@ -30,7 +31,8 @@ from clients.desk.decisions import check
 from clients.matching import Pacts, histogram
 from clients.node import open_node
 from clients.records.matched import load_keys
-from federation import pact, wire
+from experiments import engines
+from federation import installed, pact, wire
 from federation.cohort import CohortPlan, CohortRequest
 from federation.experiment import Experiment
 from federation.pact import Greeting
@@ -49,6 +51,8 @@ from federation.protocol import (
     SealOrder,
 )
 from federation.release import LaplaceRelease
+from federation.server.app import job_from_config, run_cohort_job
+from federation.server.cohort import CohortJob
 from federation.server.rounds import RunError
 from models import cohort
 
@@ -481,6 +485,33 @@ def test_a_reply_that_is_not_as_agreed_is_rejected(
     assert found["agencies"]["housing"]["status"] == "rejected"
     assert found["agencies"]["housing"]["epsilon"] == 2.0
     assert len(found["pairs"]) == 1
+
+
+def test_a_superlink_is_handed_the_whole_order_and_its_server_counts_the_cohort(
+    folder: Path, homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `fedrisk cohort --superlink` writes, read as the deployed ServerApp reads it, over deployed nodes."""
+    handed: dict[str, str] = {}
+
+    def start_run(superlink: str, config: Mapping[str, str]) -> int:
+        handed.update(config)
+        return 7
+
+    monkeypatch.setattr(engines, "_start_run", start_run)
+    more = ["--superlink", "ours", "--epsilon", "2", f"output={tmp_path}/outputs", *cohorts.QUICK]
+    done = fedrisk(*words(folder, *PAIR), *more)
+    assert (done.code, done.err) == (0, "")
+    assert "spends  ε = 2 at each agency" in done.out
+    assert set(handed) <= set(installed.bundle()["tool"]["flwr"]["app"]["config"])
+    job = job_from_config(SimpleNamespace(run_config=handed))  # type: ignore[arg-type]
+    assert isinstance(job, CohortJob)
+    assert job.request.plan.seed is None
+    found = run_cohort_job(Wire(homes.values()), job)
+    assert json.loads((job.folder / "cohort.json").read_text()) == found
+    assert f"result  {job.folder}/cohort.json" in done.out
+    assert found["privacy"]["ledger"] == "lifetime"
+    assert found["pairs"][0]["shared"]["publishable"]
+    assert charged(homes["housing"]) == [], "it was not asked"
 
 
 # --- what leaves --------------------------------------------------------------------------------------
