@@ -2,7 +2,8 @@
 
 `federation.pact` has the mathematics and keeps nothing. What is kept of a run is one file, `cohorts/RUN.json` (mode 0600):
 the root of this node's own half, and everybody's greetings once they are checked; no order meets the same process for
-certain, so the file says what is so. It goes when the histogram has left. The agreed secret itself is never written.
+certain, so the file says what is so. It goes when the histogram has left, or when another cohort is begun: one at a time, so
+that one which was given up neither keeps a secret nor holds a budget. The agreed secret itself is never written.
 """
 
 import contextlib
@@ -68,6 +69,17 @@ class Pacts:
         if circle is None:
             raise Refused(Reason.MASKS, "no greetings were checked here: the secret has not been agreed")
         return pact.agree(own, circle, boxes)
+
+    def forget_others(self, plan: CohortPlan) -> list[str]:
+        """Forget the set-ups of other runs, which were given up; the SHA-256 of their plans."""
+        with self._locked():
+            others = [path for path in self.folder.glob("*.json") if path != self._path(plan)]
+            found = []
+            for path in others:
+                with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+                    found.append(Own.from_dict(json.loads(path.read_text())["own"]).plan_sha256)
+                path.unlink(missing_ok=True)
+        return found
 
     def forget(self, plan: CohortPlan) -> None:
         """The histogram has left: nothing else is made of this secret."""
@@ -139,4 +151,4 @@ def noised(counts: IntArray, plan: CohortPlan, stream: Stream) -> np.ndarray:
     """`counts` with discrete Laplace noise on each cell, in the plan's type; what that cannot hold is its nearest value."""
     drawn = randomness.discrete_laplace(stream, counts.size, plan.epsilon).reshape(counts.shape)
     limits = np.iinfo(plan.dtype)
-    return np.clip(counts + drawn, limits.min, limits.max).astype(plan.dtype)
+    return np.asarray(np.clip(counts + drawn, limits.min, limits.max), plan.dtype)

@@ -190,6 +190,7 @@ def demand_map(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be known and what it costs; ask nobody.")
     ] = False,
+    plan_file: PlanFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     superlink: Annotated[
         str | None,
@@ -203,14 +204,14 @@ def demand_map(
 
     Examples: fedrisk map experiment=pilot map.epsilon=0.5
     fedrisk map experiment=pilot --plan
-    fedrisk map experiment=own data.agencies=agencies.yaml +map=pilot --superlink coordinator
+    fedrisk map experiment=own map=own map.workload=workload.yaml data.agencies=agencies.yaml --superlink coordinator
     """
     from experiments.demand import map_from, submit_map
 
     if superlink is not None:
-        guarded(lambda: submit_map(superlink, context.args, plan_only=plan))
+        guarded(lambda: submit_map(superlink, context.args, plan_only=plan, plan_file=plan_file))
         return
-    guarded(lambda: map_from(context.args, plan_only=plan, as_json=as_json))
+    guarded(lambda: map_from(context.args, plan_only=plan, plan_file=plan_file, as_json=as_json))
 
 
 @app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})

@@ -20,6 +20,7 @@ from federation.experiment import Experiment, SettingsError, checked
 from federation.server.app import run_cohort_job
 from federation.server.cohort import CohortJob, planned
 from federation.server.result import RunFacts
+from federation.server.tracking import Tracker, open_tracker
 from models import cohort
 from models.matchkey import WORDS
 
@@ -33,13 +34,14 @@ def cohort_from(
     """
     names, overrides = names_and_overrides(words)
     study = read(compose(overrides))
-    folder = Path(study.experiment.settings.output) / new_run_id(study.experiment.settings.name)
+    settings = study.experiment.settings
+    folder = Path(settings.output) / new_run_id(f"{settings.name[:37]}-cohort")
     plan = cohort_plan(study.experiment, folder.name, names, epsilon, by, simulation=True)
     if not as_json:
         before(plan, study.experiment)
-    nodes = _prepare(study, folder, plan)
-    facts = RunFacts(folder.name, "local", True)
-    found = _run(CohortJob(study.experiment, facts, folder, CohortRequest(plan=plan)), nodes)
+    nodes, tracker = _prepare(study, folder, plan)
+    facts = RunFacts(folder.name, settings.engine.name, True)
+    found = _run(CohortJob(study.experiment, facts, folder, CohortRequest(plan=plan), tracker), nodes)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -57,7 +59,7 @@ def submit_cohort(
     study = read(compose([*overrides, "engine=superlink"]), tables=False)
     settings = with_whole_paths(study.experiment.settings, engines.home_of(superlink))
     experiment = study.experiment.but(settings=settings)
-    run_id = new_run_id(experiment.settings.name)
+    run_id = new_run_id(f"{settings.name[:37]}-cohort")
     plan = cohort_plan(experiment, run_id, names, epsilon, by, simulation=False)
     before(plan, experiment)
     handed = engines.submit(superlink, experiment, run_id, cohort=CohortRequest(plan=plan).encode())
@@ -118,7 +120,7 @@ def cohort_plan(
     return checked(CohortPlan, values)
 
 
-def _prepare(study: Study, folder: Path, plan: CohortPlan) -> list[Path]:
+def _prepare(study: Study, folder: Path, plan: CohortPlan) -> tuple[list[Path], Tracker]:
     """The folders of the agencies that are asked; what cannot start leaves no folder."""
     from experiments import engines
 
@@ -133,10 +135,12 @@ def _prepare(study: Study, folder: Path, plan: CohortPlan) -> list[Path]:
             map_columns=columns_of(contract, plan.by),
         )
         _check(nodes, plan)
+        settings = study.experiment.settings
+        tracker = open_tracker(settings.tracking.uri, settings.name, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return nodes
+    return nodes, tracker
 
 
 def _check(nodes: Sequence[Path], plan: CohortPlan) -> None:

@@ -23,6 +23,7 @@ from federation.server.app import run_map_job
 from federation.server.demand import MAP, MapJob, promises
 from federation.server.result import RunFacts
 from federation.server.tracking import open_tracker
+from models.design import design
 from models.workload import Workload
 from models.workload import read as read_workload
 
@@ -30,7 +31,11 @@ BITS = 64
 
 
 def map_from(
-    overrides: Sequence[str], *, plan_only: bool = False, as_json: bool = False
+    overrides: Sequence[str],
+    *,
+    plan_only: bool = False,
+    plan_file: Path | None = None,
+    as_json: bool = False,
 ) -> dict[str, Any] | None:
     """Compose, say what will be known and what it costs, ask every simulated agency, write map.json and the page, show
     them; None where only the plan was asked for. `SettingsError`, `DataError`, `RunError`.
@@ -39,7 +44,7 @@ def map_from(
     folder = Path(study.experiment.settings.output) / new_run_id(f"{study.experiment.settings.name[:40]}-map")
     request = request_of(study, folder.name, simulation=True)
     console = Console(highlight=False, stderr=as_json)
-    show_plan(console, study.experiment, request)
+    show_plan(console, study.experiment, request, plan_file)
     if plan_only:
         return None
     job, nodes = _prepare(study, folder, request)
@@ -53,7 +58,9 @@ def map_from(
     return found
 
 
-def submit_map(superlink: str, overrides: Sequence[str], *, plan_only: bool = False) -> None:
+def submit_map(
+    superlink: str, overrides: Sequence[str], *, plan_only: bool = False, plan_file: Path | None = None
+) -> None:
     """Compose, check, say what it will cost, and hand over a map; nothing of a table is read here."""
     from experiments import engines
 
@@ -63,7 +70,7 @@ def submit_map(superlink: str, overrides: Sequence[str], *, plan_only: bool = Fa
     )
     run_id = new_run_id(f"{experiment.settings.name[:40]}-map")
     request = request_of(study, run_id, simulation=False)
-    show_plan(Console(highlight=False), experiment, request)
+    show_plan(Console(highlight=False), experiment, request, plan_file)
     if plan_only:
         return
     handed = engines.submit(superlink, experiment, run_id, map=request.encode())
@@ -127,8 +134,6 @@ def map_plan(
 
 
 def _circle(experiment: Experiment, workload: Mapping[str, Any]) -> dict[str, Any]:
-    from models.design import design
-
     contract, privacy = experiment.data_contract, experiment.settings.privacy
     made = design(read_workload(workload, contract), contract.unit.rows)
     return {
@@ -229,24 +234,39 @@ def _run(job: MapJob, nodes: Sequence[Path]) -> dict[str, Any]:
 # --- the screen ---------------------------------------------------------------------------------------
 
 
-def show_plan(console: Console, experiment: Experiment, request: MapRequest) -> None:
-    """What each answer will be known to, and what it costs, before anything is spent."""
+def show_plan(
+    console: Console, experiment: Experiment, request: MapRequest, plan_file: Path | None = None
+) -> None:
+    """What each answer will be known to, and what it costs, before anything is spent. `plan_file`: where the plan goes."""
     plan = request.plan
+    if plan_file is not None:
+        plan_file.write_text(plan.canonical)
     table = Table(title=f"What {plan.experiment} would be told, before anything is spent")
-    for name in ("answer", "of", "cells", "± people at one agency", "± all together", "told from"):
-        table.add_column(name, justify="left" if name in ("answer", "of") else "right", overflow="fold")
+    table.add_column("answer", overflow="fold", ratio=1)
+    for name in ("asked of", "numbers", "± at one", "± of all", "told from"):
+        table.add_column(name, justify="right", no_wrap=True)
     for promise in promises(experiment, plan):
-        query = promise.query
         one = "–" if promise.one is None else f"{1.96 * promise.one:,.0f}"
-        of = f"{len(promise.agencies)} agencies" if len(promise.agencies) != 1 else promise.agencies[0]
-        told = f"{promise.least:,.0f} people"
-        table.add_row(
-            escape(query.name), of, f"{promise.cells:,}", one, f"{1.96 * promise.together:,.0f}", told
-        )
+        of = promise.agencies[0] if len(promise.agencies) == 1 else f"{len(promise.agencies)} agencies"
+        sizes = (f"{promise.cells:,}", one, f"{1.96 * promise.together:,.0f}", f"{promise.least:,.0f}")
+        table.add_row(escape(promise.query.name), of, *sizes)
     console.print(table)
+    console.print(
+        "±: 95 of 100 numbers are off by no more people (of a share: in its numerator), at one agency and of all together; "
+        "told from: so many people must be in a number of all for it to be told",
+        style="dim",
+        soft_wrap=True,
+    )
     for each in request.not_asked:
         console.print(f"  [yellow]not asked[/]: {escape(each.query)}: {escape(each.why)}", soft_wrap=True)
     console.print(_price(experiment, plan), soft_wrap=True)
+    whole = design(plan.asked(experiment.data_contract), experiment.data_contract.unit.rows)
+    if whole.ratio < 0.995:
+        console.print(
+            f"gain    asked as one release, they are off by {whole.ratio:.0%} of what separate releases of the same total ε "
+            f"would be (no release could do better than {whole.ratio_bound:.0%})",
+            soft_wrap=True,
+        )
 
 
 def _price(experiment: Experiment, plan: MapPlan) -> str:

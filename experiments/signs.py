@@ -23,7 +23,7 @@ from federation import installed
 from federation.durable import write_whole
 from federation.experiment import SettingsError
 from models.scores import LEVEL
-from models.signs import MARGIN, MAX_LAG, Series, Sign, Signs, SignsError, find_signs
+from models.signs import MARGIN, MAX_LAG, Series, Sign, Signs, SignsError, find_signs, months_needed
 
 MAP, SERIES, SIGNS = "map.json", "series.json", "signs.json"
 PAGES = "federation.panel.demand.pages"
@@ -51,12 +51,12 @@ def signs_from(
     maps = [read_map(path) for path in paths]
     if len({one.run_id for one in maps}) < len(maps):
         raise SettingsError("a map is named twice")
-    series = in_common(maps)
+    series, left_out = long_enough(in_common(maps), max_lag)
     try:
         signs = find_signs(series, max_lag=max_lag)
     except SignsError as error:
         raise SettingsError(str(error)) from None
-    found = written(maps, series, signs, max_lag)
+    found = written(maps, series, signs, max_lag) | {"left_out": left_out}
     folder = output or maps[0].folder
     folder.mkdir(parents=True, exist_ok=True)
     found["files"] = _page(found, folder)
@@ -65,7 +65,7 @@ def signs_from(
     if as_json:
         print(text)
     else:
-        show(found, folder)
+        show(found, folder, labels(series))
     return found
 
 
@@ -142,6 +142,19 @@ def in_common(maps: Sequence[Map]) -> list[Series]:
     ]
 
 
+def long_enough(series: Sequence[Series], max_lag: int) -> tuple[list[Series], list[dict[str, str]]]:
+    """The series that have months enough for their areas, and why the others are left out; all of them where none has."""
+    need = {each.name: months_needed(len(each.areas), max_lag) for each in series}
+    kept = [each for each in series if len(each.months) >= need[each.name]]
+    if not kept:
+        return list(series), []
+    return kept, [
+        {"name": each.name, "why": f"has {len(each.months)} months and needs {need[each.name]}"}
+        for each in series
+        if len(each.months) < need[each.name]
+    ]
+
+
 # --- what is written ------------------------------------------------------------------------------------
 
 
@@ -176,7 +189,7 @@ def written(maps: Sequence[Map], series: Sequence[Series], signs: Signs, max_lag
             for each in series
         ],
         "signs": [_sign(sign) for sign in signs.signs],
-        "conclusion": conclusion(signs.signs),
+        "conclusion": conclusion(signs.signs, labels(series)),
         "files": {},
     }
 
@@ -195,7 +208,13 @@ def _sign(sign: Sign) -> dict[str, Any]:
     }
 
 
-def conclusion(signs: Sequence[Sign]) -> str:
+def labels(series: Sequence[Series]) -> dict[str, str]:
+    """What a person calls each series: its agency, where each has one and all are of one query; else its name."""
+    plain = len({each.query for each in series}) == 1 and len({each.agency for each in series}) == len(series)
+    return {each.name: each.agency if plain else each.name for each in series}
+
+
+def conclusion(signs: Sequence[Sign], called: Mapping[str, str]) -> str:
     """What was found, in a few sentences, the clearest pair first."""
     verdicts = Counter(sign.verdict for sign in signs)
     leading = sorted(
@@ -206,7 +225,7 @@ def conclusion(signs: Sequence[Sign]) -> str:
         told = "No count is seen to go ahead of another."
     else:
         told = " ".join(
-            f"{sign.leads} goes ahead of {sign.follows} by {best.lag} month{'s' * (best.lag > 1)}: more of the one, "
+            f"{called[sign.leads]} goes ahead of {called[sign.follows]} by {best.lag} month{'s' * (best.lag > 1)}: more of the one, "
             f"{'more' if best.value > 0 else 'fewer'} of the other (partial correlation {best.value:.2f}, "
             f"{best.low:.2f} to {best.high:.2f})."
             for sign, best in leading[:3]
@@ -231,31 +250,43 @@ def _page(found: Mapping[str, Any], folder: Path) -> dict[str, str]:
 # --- the screen -----------------------------------------------------------------------------------------
 
 
-def show(found: Mapping[str, Any], folder: Path) -> None:
+def show(found: Mapping[str, Any], folder: Path, called: Mapping[str, str]) -> None:
     """What was compared, the clearest pairs, what it cost, where the files are, and the conclusion last."""
     console = Console(highlight=False)
     first, last = found["between"]
     console.print(
         f"[bold]signs[/]: {len(found['series'])} series, {found['areas']} areas, {found['months']} months "
-        f"({first} to {last}), lags up to {found['max_lag']} months",
+        f"({first} to {last}), lags up to {found['max_lag']} months; "
+        f"{escape('; '.join(sorted({each['query'] for each in found['series']})))}",
         soft_wrap=True,
     )
     if len(found["agencies"]) == 1:
         console.print(
             f"  one agency alone ({escape(found['agencies'][0])}): signs among its own counts", soft_wrap=True
         )
+    for why, names in _by_reason(found["left_out"]).items():
+        console.print(f"  [yellow]not in it[/], as it {why}: {escape(', '.join(names))}", soft_wrap=True)
     order = {"leads": 0, "no sign": 1, "cannot be told": 2}
-    rows = sorted(found["signs"], key=lambda sign: (order[sign["verdict"]], -_size(sign)))
-    console.print(_table(rows[:SHOWN]))
-    if len(rows) > SHOWN:
-        console.print(f"{len(rows) - SHOWN} pairs more are in {SIGNS}")
-    for why, pairs in Counter(sign["why"] for sign in rows if sign["why"]).most_common(5):
+    told = [sign for sign in found["signs"] if sign["lag"] is not None]
+    rows = sorted(told, key=lambda sign: (order[sign["verdict"]], -_size(sign)))
+    if rows:
+        console.print(_table(rows[:SHOWN], called))
+    if len(found["signs"]) > len(rows[:SHOWN]):
+        console.print(f"{len(found['signs'])} pairs were compared; all are in {SIGNS}")
+    for why, pairs in Counter(sign["why"] for sign in found["signs"] if sign["why"]).most_common(5):
         console.print(f"cannot be told, {pairs} pair{'s' * (pairs > 1)}: {escape(why)}", soft_wrap=True)
     console.print(f"privacy made from what {_maps(found)} released: nothing further is spent", soft_wrap=True)
     console.print(f"result  {folder / SIGNS}", soft_wrap=True)
     if "report" in found["files"]:
         console.print(f"report  {folder / found['files']['report']}", soft_wrap=True)
     console.print(escape(found["conclusion"]), style="bold", soft_wrap=True)
+
+
+def _by_reason(left_out: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for each in left_out:
+        found.setdefault(each["why"], []).append(each["name"])
+    return found
 
 
 def _size(sign: Mapping[str, Any]) -> float:
@@ -266,14 +297,12 @@ def _maps(found: Mapping[str, Any]) -> str:
     return escape(" and ".join(found["maps"]))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], called: Mapping[str, str]) -> Table:
     table = Table()
     for name in ("goes ahead", "of", "months", "partial correlation", "95% interval", ""):
         table.add_column(name, justify="right" if name in ("months", "partial correlation") else "left")
     for row in rows:
         at = row["partial_correlation"]
-        numbers = ("–", "–", "–")
-        if row["lag"] is not None:
-            numbers = (str(row["lag"]), f"{at['value']:.2f}", f"{at['low']:.2f} to {at['high']:.2f}")
-        table.add_row(escape(row["leads"]), escape(row["follows"]), *numbers, row["verdict"])
+        numbers = (str(row["lag"]), f"{at['value']:.2f}", f"{at['low']:.2f} to {at['high']:.2f}")
+        table.add_row(escape(called[row["leads"]]), escape(called[row["follows"]]), *numbers, row["verdict"])
     return table

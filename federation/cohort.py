@@ -7,7 +7,7 @@ them know spends it at both.
 """
 
 import base64
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -69,11 +69,11 @@ class CohortPlan(Terms):
         return self.levels, self.buckets
 
     @property
-    def dtype(self) -> np.dtype[np.signedinteger]:
-        """The shortest whole numbers that hold a cell: 4 times the people that all of a bucket has room for, and its noise."""
+    def dtype(self) -> np.dtype[Any]:
+        """The shortest whole numbers that hold 4 times the people of a bucket that has all of a level, and its noise."""
         most = 4 * max(self.sizes) / self.buckets + 60 / self.epsilon + 30
-        kinds = [np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)]
-        return next((kind for kind in kinds if most <= np.iinfo(kind).max), kinds[-1])
+        names = ("int8", "int16", "int32")
+        return np.dtype(next((name for name in names if most <= np.iinfo(name).max), "int32"))
 
     def release(self) -> LaplaceRelease:
         """What it costs: one histogram with discrete Laplace noise, over everybody."""

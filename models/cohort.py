@@ -72,7 +72,7 @@ def epsilon_for(people: tuple[int, int], shared: float, levels: int = 1) -> floa
         middle = math.sqrt(low * high)
         low, high = (low, middle) if tells(middle) else (middle, high)
     scale = 10 ** (1 - math.floor(math.log10(high)))
-    return math.ceil(high * scale) / scale
+    return float(math.ceil(high * scale) / scale)
 
 
 def size(histogram: IntArray, epsilon: float, level: float = LEVEL) -> Estimate:

@@ -294,7 +294,7 @@ class _Sums:
         margin = quantile(level) * math.sqrt(found.variance + disclosure.variance)
         shown, low = found.reaches(disclosure.minimum), found.count - margin
         if shown:
-            low = min(low, _low_of_shown(found, disclosure.minimum, level))
+            low = min(low, low_of_shown(found, disclosure.minimum, level))
         low, high = disclosure.outward(max(low, 0.0), max(found.count + margin, 0.0))
         best = min(max(disclosure.rounded(float(self.fitted[at])), low), high)
         return Estimate(best, low, high, shown), math.sqrt(found.variance)
@@ -316,7 +316,7 @@ class _Sums:
         return Estimate(min(max(best, low), high), low, high, shown), sd
 
 
-def _low_of_shown(found: Noised, minimum: int, level: float) -> float:
+def low_of_shown(found: Noised, minimum: int, level: float) -> float:
     """The lower end t of a count that is shown: P(a count as large as this | t, shown) = (1 - level) / 2.
 
     Not below `FARTHEST` standard deviations: a smaller number of people is shown less than once in three million times.

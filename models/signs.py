@@ -322,37 +322,37 @@ def _at(x: str, y: str, ahead: _Panel, behind: _Panel, lag: int, back: int) -> _
     past = [k for k in range(2 * cut) if k not in new]
     directions = _told_apart(c[np.ix_(past, past)], observed[..., past])
     if directions is None:
-        return f"too much noise to tell {x} or {y} from its own past"
+        return "too much noise in one of the two to tell its own past"
     news = np.zeros((2 * cut, 2))
     news[new, [0, 1]] = 1
     along = directions.T @ c[np.ix_(past, past)] @ directions
     news[past] = -directions @ np.linalg.solve(along, directions.T @ c[np.ix_(past, new)])
     theta, left = news.T @ c @ news, observed @ news
-    for name, k in ((x, 1), (y, 0)):
-        if not _clear(theta[k, k], left[..., k] ** 2):
+    for name, clear in zip((y, x), _clear(np.diag(theta), left**2).tolist(), strict=True):
+        if not clear:
             return f"too much noise in {name}"
     scaled = left / np.sqrt(np.diag(theta))
     r = float(theta[0, 1] / math.sqrt(theta[0, 0] * theta[1, 1]))
     if not abs(r) < 1:
         return f"too much noise in {x} and {y}"
-    return _Found(r, _blocks(scaled.prod(-1) - r / 2 * (scaled**2).sum(-1)))
+    errors = scaled.prod(-1, keepdims=True) - r / 2 * (scaled**2).sum(-1, keepdims=True)
+    return _Found(r, _blocks(errors)[..., 0])
 
 
 def _told_apart(c: FloatArray, observed: FloatArray) -> FloatArray | None:
     """Along which directions of the past there is more than noise, (numbers, directions); None where that cannot be told.
 
     c: covariance without the noise.  observed: (areas, months, numbers). Principal directions of the correlations:
-    one in which nothing is clear may be left out where the others say nearly all of it (`ALIKE`), as of two pasts that go together.
+    one in which nothing is clear may be left out where the others say nearly all of it (`ALIKE`), as of two pasts that
+    go together.
     """
-    if not all(_clear(c[k, k], observed[..., k] ** 2) for k in range(len(c))):
+    if not _clear(np.diag(c), observed**2).all():
         return None
     scale = 1 / np.sqrt(np.diag(c))
     values, vectors = np.linalg.eigh(c * np.outer(scale, scale))
     vectors *= scale[:, None]
-    clear = [_clear(value, (observed @ vectors[:, k]) ** 2) for k, value in enumerate(values)]
-    if any(value > ALIKE and not known for value, known in zip(values, clear, strict=True)):
-        return None
-    return np.asarray(vectors[:, clear])
+    clear = _clear(values, (observed @ vectors) ** 2)
+    return None if (~clear & (values > ALIKE)).any() else np.asarray(vectors[:, clear])
 
 
 def _ago(z: FloatArray, k: int, back: int) -> FloatArray:
@@ -361,14 +361,18 @@ def _ago(z: FloatArray, k: int, back: int) -> FloatArray:
 
 
 def _blocks(values: FloatArray) -> FloatArray:
-    """Each area's sums over blocks of months, of what differs from the mean, as parts of a mean; (areas, blocks)."""
-    starts = np.arange(0, values.shape[1], BLOCK)
-    return np.asarray(np.add.reduceat(values - values.mean(), starts, axis=1) / values.size)
+    """Each area's sums over blocks of months, of what differs from the mean, as parts of a mean.
+
+    values: (areas, months, numbers); (areas, blocks, numbers)
+    """
+    areas, months, _ = values.shape
+    starts = np.arange(0, months, BLOCK)
+    return np.asarray(np.add.reduceat(values - values.mean((0, 1)), starts, axis=1) / (areas * months))
 
 
-def _clear(variance: float, products: FloatArray) -> bool:
-    """Whether what is left of a variance without its noise is clearly above 0."""
-    return bool(variance > CLEAR * math.sqrt(float((_blocks(products) ** 2).sum())))
+def _clear(variances: FloatArray, products: FloatArray) -> NDArray[np.bool_]:
+    """Whether what is left of each variance without its noise is clearly above 0; products: (areas, months, numbers)."""
+    return np.asarray(variances > CLEAR * np.sqrt((_blocks(products) ** 2).sum((0, 1))))
 
 
 # --- all pairs together ---------------------------------------------------------------------------------

@@ -343,6 +343,7 @@ def fake_signs(leads: bool = True) -> dict[str, Any]:
         "fedrisk_version": "0.6.0",
         "maps": [HEADER["run_id"]],
         "privacy": {"epsilon": 0.5, "costs": "nothing further"},
+        "agencies": list(AGENCIES),
         "areas": 8,
         "months": 36,
         "max_lag": 6,

@@ -16,6 +16,7 @@ COMMANDS = [
     "plan",
     "draft",
     "stats",
+    "cohort",
     "retest",
     "resume",
     "track",
@@ -24,6 +25,7 @@ COMMANDS = [
     "check",
     "pilot-data",
     "audit",
+    "signs",
 ]
 
 

@@ -131,6 +131,7 @@ def test_a_map_is_what_its_file_says_or_none(tmp_path: Path, monkeypatch: pytest
     Path("mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(shown)["workload"]))
     assert asked("map=own", "map.workload=mine.yaml").workload() == asked().workload()
     assert asked("map=none").map is None
+    assert asked("experiment=pilot", "map=pilot_needs").workload().queries
     with pytest.raises(SettingsError, match=r"^map is none, so nothing is asked: choose map=adult, "):
         asked("map=none").workload()
 

@@ -22,6 +22,13 @@ def test_a_table_outside_of_the_folder_is_not_taken(tmp_path: Path) -> None:
     assert demand_files({"kind": "map", "files": {"tables": "../other"}}, tmp_path / "run") == []
 
 
+def test_the_epsilon_of_signs_is_the_largest_of_their_maps_or_none() -> None:
+    signs = made()["signs"]
+    for epsilon, busiest in (([0.5, 0.7], 0.7), ([0.5, None], None), (0.5, 0.5)):
+        found = demand_metrics(signs | {"privacy": {"epsilon": epsilon}})
+        assert found.get("privacy/epsilon_busiest") == busiest
+
+
 def test_a_training_has_none_of_these_metrics() -> None:
     assert demand_metrics({"final": None}) == {}
 

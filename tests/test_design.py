@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.benchmarks import demand
+from experiments.benchmarks.demand import NONE, UK
 from models.contract import Contract
-from models.design import Counted, Design, Reading, answer, design, merged
+from models.design import Counted, Design, Reading, answer, design, low_of_shown, merged
 from models.disclosure import UNROUNDED, custom
 from models.marginals import STEPS, WorkloadError
+from models.scores import Noised
 from models.workload import Query, Workload, read
 
 
-def contract(rows: int = 1, **columns: Any) -> Contract:
+def contract(rows: int = 1, columns: Any = None) -> Contract:
     return Contract.from_dict(
         {
             "name": "needs",
@@ -61,7 +64,7 @@ def counted(asked: Workload, people: list[tuple[dict[str, int], list[dict[str, i
     )
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_nobody_moves_a_release_by_more_than_its_sensitivity(rows: int) -> None:
     """All people there can be: any most recent row, with up to k counted rows anywhere."""
     asked = workload(3, [QUERIES[1], {"series": {"by": "month", "of": {"offender": True}}, "name": "s"}])
@@ -108,26 +111,6 @@ def test_one_release_is_never_worse_than_one_for_each_table_and_near_its_bound(r
     found = design(workload(4), rows)
     assert found.ratio_bound * 0.9999 <= found.ratio <= found.ratio_bound * 1.01
     assert found.ratio <= 1.001
-
-
-@pytest.mark.parametrize(
-    ("columns", "tables", "ratio"),
-    [
-        ({f"a{i}": {"type": "flag"} for i in range(10)}, "up to two", 0.41),
-        (
-            {f"a{i}": {"type": "ordinal", "levels": ["0", "1", "2"]} for i in range(5)},
-            "two",
-            0.77,  # with "other", four levels
-        ),
-    ],
-)
-def test_the_gain_is_that_of_the_workloads_structure(columns: Any, tables: str, ratio: float) -> None:
-    queries: list[dict[str, Any]] = [{"crosstab": list(pair)} for pair in itertools.combinations(columns, 2)]
-    if tables == "up to two":
-        queries += [{"histogram": name} for name in columns]
-    found = design(read({"name": "bench", "queries": queries}, contract(1, **columns)))
-    assert found.ratio == pytest.approx(ratio, abs=0.006)
-    assert found.ratio_bound == pytest.approx(found.ratio, rel=1e-4)
 
 
 def people(asked: Workload, n: int, seed: int = 0) -> Counted:
@@ -184,9 +167,9 @@ def test_the_error_is_known_before_anything_is_spent() -> None:
     variance = (5 * found.sensitivity) ** 2
     for query in found.workload.queries:
         expected = found.expected(query, variance)
-        noise = rng.normal(0, math.sqrt(variance), (400, found.numbers))
+        noise = rng.normal(0, math.sqrt(variance), (150, found.numbers))
         values = [numerators(query, found.read(each, variance)) for each in noise]
-        np.testing.assert_allclose(np.std(values, axis=0), expected, rtol=0.15)
+        np.testing.assert_allclose(np.std(values, axis=0), expected, rtol=0.25)
         if query.among is None:
             cells = answer(query, [found.read(noise[0], variance)])
             np.testing.assert_allclose([cell.sd for cell in cells], expected)
@@ -202,12 +185,12 @@ def test_a_rate_whose_denominator_is_noise_is_not_shown() -> None:
     found, rng = design(workload(2), 2), np.random.default_rng(3)
     rate, deviation = found.workload.queries[1], 30 * found.sensitivity
     shown = 0
-    for _ in range(60):
+    for _ in range(25):
         reading = found.read(rng.normal(0, deviation, found.numbers), deviation**2)
         cell = answer(rate, [reading])[0]
         shown += cell.estimate.publishable
         assert cell.estimate.publishable is False or cell.estimate.to_dict()["value"] is not None
-    assert shown <= 2  # of a normal number, 0.13 % are beyond three standard deviations
+    assert shown <= 1  # of a normal number, 0.13 % are beyond three standard deviations
 
 
 def test_no_query_and_a_million_cells_are_one_sentence() -> None:
@@ -216,7 +199,7 @@ def test_no_query_and_a_million_cells_are_one_sentence() -> None:
     columns = {
         name: {"type": "category", "levels": [str(i) for i in range(999)]} for name in ("need", "area")
     }
-    asked = read({"name": "large", "queries": [{"crosstab": ["need", "area"]}]}, contract(1, **columns))
+    asked = read({"name": "large", "queries": [{"crosstab": ["need", "area"]}]}, contract(1, columns))
     with pytest.raises(WorkloadError, match="the table over need x area has 1,000,000 cells"):
         design(asked)
 
@@ -234,3 +217,75 @@ def test_the_default_rule_is_unrounded() -> None:
     reading = found.read(found.measure(people(found.workload, 40)), 0.0)
     query = found.workload.queries[0]
     assert answer(query, [reading])[0].estimate == answer(query, [reading], disclosure=UNROUNDED)[0].estimate
+
+
+@pytest.fixture(scope="module")
+def maps() -> list[demand.Row]:
+    """Of cells with 0, 3, 12 and more people at two agencies, of which one lacks a column; loud and still."""
+    return [row for case in ((0.5, UK), (2.0, NONE), (6.0, UK)) for row in demand.intervals(*case, 8)]
+
+
+def coverage(rows: list[demand.Row]) -> tuple[float, float]:
+    """Of all intervals, and of those that are shown."""
+    cells = sum(row.cells for row in rows)
+    shown = sum(row.shown * row.cells for row in rows)
+    right = sum(row.shown * row.cells * (row.covered_shown or 0.0) for row in rows)
+    return sum(row.covered * row.cells for row in rows) / cells, right / shown if shown else 1.0
+
+
+def test_intervals_hold_the_truth_after_fitting_in_cells_of_any_size(maps: list[demand.Row]) -> None:
+    """By query, and by the number of people; of those that are shown in all: hardly any of the small ones are."""
+    queries, sizes = {row.query for row in maps}, {row.people for row in maps}
+    assert {query.partition(" ")[0] for query in queries} == {
+        "count",
+        "rate",
+        "histogram",
+        "cross-tab",
+        "series",
+    }
+    assert sizes == {"0", "3", "12", "more", "shares"}
+    for name in queries | sizes:
+        own = [row for row in maps if name in (row.query, row.people)]
+        assert coverage(own)[0] >= 0.93, name
+    assert coverage(maps)[1] >= 0.93
+
+
+def test_intervals_are_no_wider_than_the_noise_and_the_rounding_make_them(maps: list[demand.Row]) -> None:
+    for row in maps:
+        if "rate" not in row.query:
+            assert row.width <= 1.25 * row.before + (10 + 5 if row.profile == "uk-default" else 0), row
+        if row.people == "0" and row.sigma > 1:
+            assert row.width < 0.75 * row.before
+
+
+def test_one_release_has_the_error_that_was_planned_and_less_than_separate_ones() -> None:
+    """41 % for ten flags, 77 % for five columns: the singular values' bound, and by real draws of discrete noise."""
+    ten, five = demand.releases(seeds=5)
+    assert (ten["tables"], ten["bound"]) == (55, pytest.approx(0.4103, abs=1e-4))
+    assert (five["tables"], five["bound"]) == (10, pytest.approx(0.7698, abs=1e-4))
+    for found in (ten, five):
+        assert found["planned"] == pytest.approx(found["bound"], rel=1e-4)
+        assert found["ratio"] == pytest.approx(found["planned"], rel=0.15)
+    assert ten["ratio"] <= 0.6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", demand.CASES, ids=str)
+def test_intervals_hold_the_truth_in_each_case(case: Any) -> None:
+    rows = list(demand.intervals(*case, 200))
+    assert {(row.query, row.people): row.covered for row in rows if row.covered < 0.93} == {}
+    assert coverage(rows)[1] >= 0.93
+
+
+def test_what_is_shown_covers_though_empty_cells_come_out_as_people() -> None:
+    """The oracle is simulation: a cell of few people, or none, is shown where its noise is large, and only there."""
+    rng, sd = np.random.default_rng(0), 5.0
+    for people in (0.0, 3.0, 12.0, 30.0):
+        seen = [Noised(x, sd**2) for x in rng.normal(people, sd, 100_000)]
+        seen = [found for found in seen if found.reaches(10)][:400]
+        low = np.array([low_of_shown(found, 10, 0.95) for found in seen])
+        assert (low <= people).mean() >= 0.965
+        usual = np.array([found.count - 1.96 * sd for found in seen])
+        assert (low <= usual + 0.01).all()
+        far = [found.count > 6.5 * sd for found in seen]
+        np.testing.assert_allclose(low[far], usual[far], atol=0.05 * sd)

@@ -13,9 +13,13 @@ from safetensors.numpy import save
 
 from federation import protocol, wire
 from federation.experiment import Experiment, SettingsError
+from federation.pact import Greeting
 from federation.privacy import Release
 from federation.protocol import (
+    Boxes,
+    CohortReply,
     Dealt,
+    Greeted,
     Head,
     Keys,
     MaskedReply,
@@ -138,7 +142,10 @@ def test_a_reply_has_no_other_field_than_these() -> None:
         Ready: {"agency", "head", "keeps"},
         RoundReply: {"agency", "delta", "tables", "releases", "head"},
         StatsReply: {"agency", "sums", "releases", "head"},
+        CohortReply: {"agency", "counts", "releases", "head"},
         MaskedReply: {"agency", "vector", "releases", "head"},
+        Greeted: {"agency", "greeting"},
+        Boxes: {"agency", "boxes"},
         Keys: {"agency", "advert"},
         Dealt: {"agency", "sealed"},
         Signed: {"agency", "signature"},
@@ -154,6 +161,9 @@ def test_a_reply_has_no_other_field_than_these() -> None:
         "mask_keys",
         "signature",
         "keeps",
+    }
+    assert {field.name for field in dataclasses.fields(Greeting)} == {
+        *("agency", "key", "commitment", "signature"),
     }
 
 

@@ -129,6 +129,18 @@ def test_names_that_two_maps_share_say_which_map(tmp_path: Path) -> None:
     assert names == ["first (a)", "second (a)", "first (b)", "second (b)"]
 
 
+def test_series_with_too_few_months_for_one_area_are_left_out_and_named(tmp_path: Path) -> None:
+    found = planted(np.random.default_rng(0), (8, 40), 2.0, share=0.8)
+    totals = [each.total().called(f"{each.name} everywhere") for each in found]
+    done = fedrisk("signs", str(write_map(tmp_path / "a", [*found, *totals])))
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "a" / "signs.json").read_text())
+    assert [each["name"] for each in written["left_out"]] == ["first everywhere", "second everywhere"]
+    assert "not in it, as it has 40 months and needs 48: first everywhere, second everywhere" in done.out
+    assert [each["name"] for each in written["series"]] == ["first", "second"]
+    assert len(written["signs"]) == 2
+
+
 # --- bad input ------------------------------------------------------------------------------------------
 
 
@@ -167,7 +179,3 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, town: Path) -> None
         assert len(done.problems) == 1
         assert sentence in done.problems[0]
     assert not list(tmp_path.rglob("signs.json"))
-
-
-def test_the_help_has_an_example() -> None:
-    assert "Example: fedrisk signs outputs/" in fedrisk("signs", "--help").out

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from experiments.benchmarks import (
+    cohort,
     coverage,
+    demand,
     deployed,
     dp_step,
     ledger,
@@ -111,6 +113,16 @@ def measure_matching(options: argparse.Namespace, folder: Path) -> dict[str, Any
     return matching.measure(folder)
 
 
+def measure_cohort(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """How many people two agencies share, at epsilon 1: the error, and how long a million people take."""
+    return cohort.measure(folder, cohort.CASES[:1] if options.quick else cohort.CASES)
+
+
+def measure_demand(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A demand map's tables as one release beside separate ones, and how often its intervals hold the truth."""
+    return demand.measure(folder, draws=5 if options.quick else 200)
+
+
 LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "round": measure_round,
     "step": measure_step,
@@ -122,6 +134,8 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "deployed": measure_deployed,
     "coverage": measure_coverage,
     "matching": measure_matching,
+    "cohort": measure_cohort,
+    "demand": measure_demand,
 }
 
 
@@ -218,6 +232,8 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "deployed": deployed.shown,
     "coverage": coverage.shown,
     "matching": matching.shown,
+    "cohort": cohort.shown,
+    "demand": demand.shown,
 }
 
 

@@ -216,11 +216,13 @@ def _answers(readings: Sequence[Reading], rule: Disclosure) -> dict[str, Any]:
     return {name: answer(query, together, disclosure=rule) for name, query in queries.items()}
 
 
-def measure(folder: Path, *, draws: int = 1000, seeds: int = SEEDS) -> dict[str, Any]:
+def measure(folder: Path, *, draws: int = 200, seeds: int = SEEDS) -> dict[str, Any]:
     """Both, with their targets."""
     found = list(releases(seeds))
     rows = [row for case in CASES for row in intervals(*case, draws)]
     worst = min(rows, key=lambda row: row.covered)
+    seen = sum(row.shown * row.cells for row in rows)
+    right = sum(row.shown * row.cells * (row.covered_shown or 0.0) for row in rows)
     return {
         "draws": draws,
         "releases": found,
@@ -237,6 +239,7 @@ def measure(folder: Path, *, draws: int = 1000, seeds: int = SEEDS) -> dict[str,
                 "value": worst.covered,
                 "least": 0.93,
             },
+            {"target": "and at least 0.93 of those that are shown", "value": right / seen, "least": 0.93},
         ],
     }
 

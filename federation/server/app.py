@@ -31,7 +31,7 @@ from federation.server.result import RunFacts
 from federation.server.retest import RetestJob, run_retest
 from federation.server.rounds import RunError, Watcher, run_federation
 from federation.server.stats import StatsJob, run_stats
-from federation.server.tracking import Tracker, open_tracker
+from federation.server.tracking import Tracker, finish_demand, open_tracker
 from federation.server.waiting import wait_briefly
 from federation.stats import StatsRequest
 
@@ -85,10 +85,16 @@ def run_cohort_job(grid: Grid, job: CohortJob) -> dict[str, Any]:
     """Count the cohort `job` on `grid`; its folder then holds cohort.json, and its page."""
     from federation.panel.demand.pages import write_cohort
 
-    found = run_cohort(grid, job)
-    found["files"] |= write_cohort(found, job.folder)
-    write_json(found, job.folder / "cohort.json")
-    return found
+    with only_one(job.folder):
+        try:
+            found = run_cohort(grid, job)
+            found["files"] |= write_cohort(found, job.folder)
+            write_json(found, job.folder / "cohort.json")
+            finish_demand(job.tracker, found, job.folder)
+            return found
+        except BaseException as error:
+            job.tracker.fail(type(error).__name__)
+            raise
 
 
 def run_retest_job(grid: Grid, job: RetestJob) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def run_map_job(grid: Grid, job: MapJob) -> dict[str, Any]:
             write_json(series, job.folder / SERIES)
             found["files"] |= write_map(found, job.folder)
             write_json(found, job.folder / MAP)
-            job.tracker.finish(found, job.folder)
+            finish_demand(job.tracker, found, job.folder)
             return found
         except BaseException as error:
             job.tracker.fail(type(error).__name__)
@@ -208,9 +214,9 @@ def job_from_config(context: Context) -> AnyJob:
     facts = RunFacts(run_id, "superlink", simulation=False)
     if config.get("stats"):
         return StatsJob(experiment, facts, folder, StatsRequest.decode(str(config["stats"])))
-    if config.get("cohort"):
-        return CohortJob(experiment, facts, folder, CohortRequest.decode(str(config["cohort"])))
     tracker = open_tracker(settings.tracking.uri, settings.name, folder)
+    if config.get("cohort"):
+        return CohortJob(experiment, facts, folder, CohortRequest.decode(str(config["cohort"])), tracker)
     if config.get("map"):
         return MapJob(experiment, facts, folder, MapRequest.decode(str(config["map"])), tracker)
     if config.get("retest"):

@@ -42,10 +42,11 @@ from federation.server.exchange import (
 )
 from federation.server.result import RunFacts
 from federation.server.rounds import Heads
+from federation.server.tracking import Tracker
 from models import cohort
 from models.disclosure import Disclosure
 from models.matchkey import WORDS
-from models.scores import NOTHING, Estimate
+from models.scores import LEVEL, NOTHING, Estimate
 
 ATTEMPTS = 3  # to agree a secret when an agency fails half way
 IntArray = np.ndarray
@@ -59,6 +60,7 @@ class CohortJob:
     facts: RunFacts
     folder: Path
     request: CohortRequest
+    tracker: Tracker
 
 
 def run_cohort(grid: Grid, job: CohortJob) -> dict[str, Any]:
@@ -246,7 +248,7 @@ def described(
         "contract": {"name": contract.name, "version": contract.version, "sha256": contract.sha256},
         "unit": contract.unit.kind,
         "disclosure": rule.to_dict(),
-        "level": cohort.LEVEL,
+        "level": LEVEL,
         "privacy": _privacy(experiment, plan, facts, charged),
         "agencies": {
             name: _agency(plan, name, status[name], name in charged, people.get(name, NOTHING))

@@ -45,7 +45,7 @@ def agency(name: str, each: Json) -> dict[str, Any]:
         "kind": words(each["kind"]),
         "in": each["status"] == "counted",
         "status": BECAME.get(each["status"], words(each["status"])),
-        "reason": REASONS.get(reason, reason) if reason else "",
+        "reason": REASONS.get(str(reason).upper(), str(reason)) if reason else "",
         "size": f"{each['public_size']:,}" if real(each["public_size"]) else "not given",
         "people": told(shown(each["people"]), share=False),
     }

@@ -49,6 +49,7 @@ def _pair(pair: Json, found: Json) -> dict[str, Any]:
     names = list(pair["agencies"])
     sizes = {name: shown(found["agencies"][name]["people"]) for name in names}
     shared = shown(pair["shared"])
+    groups = list(_groups(pair))
     top = max((size.value for size in sizes.values() if size is not None), default=0.0)
     return {
         "agencies": join(names),
@@ -60,7 +61,8 @@ def _pair(pair: Json, found: Json) -> dict[str, Any]:
         "bars": [
             (name, shared_bar(sizes[name], shared, top), told(sizes[name], share=False)) for name in names
         ],
-        "groups": list(_groups(pair)),
+        "groups": groups,
+        "kept": any(each is None for _, both, of in groups for each in (both, *of)),
         "cannot": cannot(pair.get("least", found["least"]), pair.get("needs")),
     }
 

@@ -40,7 +40,7 @@ SECTIONS = (
     ("headlines", "In short"),
     ("where", "Where it is, and who knows about it"),
     ("months", "Month by month"),
-    ("spread", "How people are spread"),
+    ("spread", "How it is spread"),
     ("told", "How exact it was planned to be, and what is withheld"),
     ("not-asked", "What was not asked"),
     ("agencies", "Who is in it, and who is not"),
@@ -121,7 +121,8 @@ def _training(privacy: Json) -> dict[str, Any]:
 def _headline(query: Json, found: Json) -> Iterator[dict[str, Any]]:
     """The sentences of a rate or a count of everybody, and of a flag: together, each agency, and what cannot be told."""
     attributes = found["attributes"]
-    where, key = query["where"], ()
+    where: Json = query["where"]
+    key: tuple[str, ...] = ()
     if query["by"]:
         levels = attributes[query["by"][0]]["levels"]
         if len(query["by"]) > 1 or sorted(levels) != ["no", "yes"]:
@@ -158,7 +159,7 @@ def _untold(headlines: Sequence[Json]) -> list[tuple[str, str]]:
 def _known_to(name: str, query: Json) -> str:
     names = query["together"]["agencies"] if name == TOGETHER else [name]
     if len(names) > MOST_NAMES:
-        return f"{len(names)} agencies together"
+        return f"the {len(names)} agencies together"
     return f"{join(names)} together" if name == TOGETHER else name
 
 
@@ -173,11 +174,11 @@ def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: J
         text = told(mark, share=False)
         assert text is not None  # noqa: S101 - of a mark comes a text
         number, before = text, "About"
-        after = f"{many} known to {known_to}{f' have: {who}' if who else ''}."
+        after = f"{many} known to {known_to} have: {who}." if who else f"{many} are known to {known_to}."
     return {
         "before": before,
         "value": number.value,
-        "between": f"{number.low} to {number.high}",
+        "between": number.between,
         "after": after,
     }
 

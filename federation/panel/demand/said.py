@@ -29,33 +29,41 @@ class Told:
     step: int = 0
     rough: bool = False
 
+    @property
+    def between(self) -> str:
+        """The interval as text, where there was noise."""
+        return "no noise" if self.low == self.value == self.high else f"{self.low} to {self.high}"
+
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
     """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour."""
     if mark is None:
         return None
-    low, high = ends(mark)
-    scale, places, sign = (100, decimals(low, high), "%") if share else (1, 0, "")
     step = (
         0 if mark.value <= 0 or top <= 0 else min(max(math.ceil(STEPS * mark.value / top - TINY), 1), STEPS)
     )
-    return Told(
-        f"{scale * mark.value:,.{places}f}{sign}",
-        f"{down(scale * low, places):,.{places}f}{sign}",
-        f"{up(scale * high, places):,.{places}f}{sign}",
-        step,
-        high - low > mark.value,
+    low, high = ends(mark)
+    value, lowest, highest = _texts(
+        mark, 100 if share else 1, decimals(low, high) if share else 0, "%" if share else ""
     )
+    return Told(value, lowest, highest, step, high - low > mark.value)
 
 
 def hundred(mark: Mark) -> Told:
     """A share as so many of every 100."""
+    return Told(*_texts(mark, 100, decimals(*ends(mark)), ""))
+
+
+def _texts(mark: Mark, scale: int, places: int, sign: str) -> tuple[str, str, str]:
+    """The number and the ends of its interval; the same three times where there was no noise."""
     low, high = ends(mark)
-    places = decimals(low, high)
-    return Told(
-        f"{100 * mark.value:.{places}f}",
-        f"{down(100 * low, places):.{places}f}",
-        f"{up(100 * high, places):.{places}f}",
+    value = f"{scale * mark.value:,.{places}f}{sign}"
+    if low == high:
+        return value, value, value
+    return (
+        value,
+        f"{down(scale * low, places):,.{places}f}{sign}",
+        f"{up(scale * high, places):,.{places}f}{sign}",
     )
 
 
@@ -74,13 +82,13 @@ def decimals(low: float, high: float) -> int:
 
 def down(value: float, places: int) -> float:
     """Rounded towards minus infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.floor(value * scale + TINY * max(1.0, abs(value * scale))) / scale
 
 
 def up(value: float, places: int) -> float:
     """Rounded towards infinity."""
-    scale = 10**places
+    scale = 10.0**places
     return math.ceil(value * scale - TINY * max(1.0, abs(value * scale))) / scale
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from federation.panel.demand.about import at
 from federation.panel.demand.pictures import lags
 from federation.panel.demand.said import words
-from federation.panel.sections.numbers import join, mark_of, real
+from federation.panel.sections.numbers import epsilon, join, mark_of, real
 from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
@@ -41,29 +41,29 @@ def view(found: Json) -> dict[str, Any]:
 
 def _row(sign: Json) -> dict[str, Any]:
     mark = _mark(sign)
+    value, between = ("", "") if mark is None else _texts(mark)
     return {
         "leads": words(sign["leads"]),
         "follows": words(sign["follows"]),
         "key": (sign["leads"], sign["follows"]),
         "lag": f"{sign['lag']} month{'' if sign['lag'] == 1 else 's'}" if real(sign["lag"]) else "–",
-        "value": _signed(mark.value) if mark else "",
-        "between": f"{_signed(mark.low)} to {_signed(mark.high)}"
-        if mark and mark.low is not None and mark.high is not None
-        else "",
+        "value": value,
+        "between": between,
+        "why": sign.get("why") or "too much noise, or too few months",
         "verdict": sign["verdict"],
         "size": abs(mark.value) if mark else 0.0,
         "down": mark is not None and mark.value < 0,
     }
 
 
-def _untold(rows: Sequence[Json]) -> list[tuple[str, str, str]]:
-    """Pairs that cannot be told, with their lags in one line."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _untold(rows: Sequence[Json]) -> list[tuple[str, str, str, str]]:
+    """Pairs that cannot be told, with their lags in one line, and why."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        found.setdefault((row["leads"], row["follows"]), []).append(row["lag"].split(" ")[0])
+        found.setdefault((row["leads"], row["follows"], row["why"]), []).append(row["lag"].split(" ")[0])
     return [
-        (leads, follows, "any lag" if known == ["–"] else f"{join(known)} months")
-        for (leads, follows), known in found.items()
+        (leads, follows, "any lag" if known == ["–"] else f"{join(known)} months", why)
+        for (leads, follows, why), known in found.items()
     ]
 
 
@@ -72,22 +72,34 @@ def _mark(sign: Json) -> Mark | None:
     return None if sign["verdict"] == "cannot be told" else mark_of(sign["partial_correlation"])
 
 
-def _pictures(rows: Sequence[Json], found: Json) -> list[str]:
-    """A picture for each of the clearest pairs: what was found at each lag."""
+def _lags(pair: tuple[str, str], signs: Sequence[Json]) -> list[tuple[int, Mark | None]]:
+    """What was found of a pair at each lag: beside its sign, or in a sign for each."""
+    own = [sign for sign in signs if (sign["leads"], sign["follows"]) == pair]
+    beside = next((sign["lags"] for sign in own if sign.get("lags")), None)
+    if beside is not None:
+        return [(int(each["lag"]), mark_of(each)) for each in beside]
+    return [(int(sign["lag"]), _mark(sign)) for sign in own if real(sign["lag"])]
+
+
+def _pictures(rows: Sequence[Json], found: Json) -> list[dict[str, Any]]:
+    """Each of the clearest pairs: what was found at each lag, as a picture and as numbers."""
     pairs = list(dict.fromkeys(row["key"] for row in rows if row["verdict"] == "leads"))[:PICTURES]
-    return [
-        lags(
-            f"lags-{number}",
-            f"{words(leads)} → {words(follows)}",
-            [
-                (sign["lag"], _mark(sign))
-                for sign in found["signs"]
-                if (sign["leads"], sign["follows"]) == (leads, follows) and real(sign["lag"])
-            ],
-            found["max_lag"],
+    made = []
+    for number, pair in enumerate(pairs):
+        title, known = " → ".join(map(words, pair)), _lags(pair, found["signs"])
+        made.append(
+            {
+                "title": title,
+                "picture": lags(f"lags-{number}", title, known, found["max_lag"]),
+                "rows": [(lag, None if mark is None else _texts(mark)) for lag, mark in known],
+            }
         )
-        for number, (leads, follows) in enumerate(pairs)
-    ]
+    return made
+
+
+def _texts(mark: Mark) -> tuple[str, str]:
+    between = "" if mark.low is None or mark.high is None else f"{_signed(mark.low)} to {_signed(mark.high)}"
+    return _signed(mark.value), between
 
 
 def _signed(value: float) -> str:
@@ -95,8 +107,5 @@ def _signed(value: float) -> str:
 
 
 def _epsilon(value: Any) -> str:
-    """ε of the maps: one number, or one for each."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    each = value if isinstance(value, Sequence) else [value]
-    return join(f"{one:.2f}" for one in each if real(one)) or "no limit"
+    """ε of the maps: one number, or one for each; of a map without noise, that there is no limit."""
+    return join(map(epsilon, value if isinstance(value, list) else [value]))

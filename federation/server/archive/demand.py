@@ -20,7 +20,7 @@ def header_of(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     scalars = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
     agencies = {
         name: {"kind": facts["kind"], "public_size": facts["public_size"]}
-        for name, facts in (found.get("agencies") or {}).items()
+        for name, facts in agency_facts(found).items()
     }
     sizes = {name: facts["public_size"] for name, facts in agencies.items()}
     config = {key: found[key] for key in SIZES if found.get(key) is not None}
@@ -36,7 +36,7 @@ def demand_metrics(found: Mapping[str, Any]) -> dict[str, float]:
     """What it cost, how much of it can be told, and the few numbers that one asks of several runs. {} for a training."""
     if not is_demand(found):
         return {}
-    spent = {"privacy/epsilon_busiest": (found.get("privacy") or {}).get("epsilon")}
+    spent = {"privacy/epsilon_busiest": _busiest(found["privacy"]["epsilon"])}
     match found["kind"]:
         case "map":
             own = _map(found)
@@ -68,6 +68,18 @@ def demand_files(found: Mapping[str, Any], folder: Path) -> list[tuple[Path, str
     if not place.is_relative_to(folder.resolve()):
         return []
     return [(path, str(named)) for path in sorted(place.glob("*")) if path.suffix in (".csv", ".txt")]
+
+
+def agency_facts(found: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What is known of each agency; early signs only name them."""
+    agencies = found.get("agencies")
+    return agencies if isinstance(agencies, Mapping) else {}
+
+
+def _busiest(epsilon: Any) -> float | None:
+    """The largest ε, of signs that of several maps; None where one of them has none to give."""
+    each = epsilon if isinstance(epsilon, list) else [epsilon]
+    return None if not each or None in each else max(each)
 
 
 def _map(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from typing import Any, final
 
 from federation.server.archive import charts
 from federation.server.archive.address import SETTINGS, TrackerError
-from federation.server.archive.demand import agency_metrics, demand_files, demand_metrics, is_demand
+from federation.server.archive.demand import (
+    agency_facts,
+    agency_metrics,
+    demand_files,
+    demand_metrics,
+    is_demand,
+)
 from federation.server.archive.names import epsilons, estimates, finite, published_metrics, user_metrics
 from federation.server.archive.texts import as_json, environment, flat_params, neutral, published, tags_of
 
@@ -106,7 +112,7 @@ class Writer:
         self._files(result, folder)
         finished = result.get("status", "finished") == "finished"
         for agency, run in self._runs.items():
-            status = (result.get("agencies") or {}).get(agency, {}).get("status", "trained")
+            status = agency_facts(result).get(agency, {}).get("status", "trained")
             inside = status in ("trained", "counted", "no label")
             self._client.set_terminated(run, "KILLED" if not finished else "FINISHED" if inside else "FAILED")
 
@@ -225,7 +231,7 @@ class Writer:
         several = (result.get("privacy") or {}).get("epsilon_at_several_agencies") or {}
         spent = {f"privacy/epsilon_at_{count}_agencies": value for count, value in several.items()}
         batch.add("", spent, step, at)
-        for agency, facts in {"": result, **(result.get("agencies") or {})}.items():
+        for agency, facts in {"": result, **agency_facts(result)}.items():
             own = epsilons(facts.get("epsilon"))
             if agency == "":
                 own |= user_metrics(facts.get("users")) | demand_metrics(facts)
