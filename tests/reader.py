@@ -29,7 +29,8 @@ class Page:
 
     def __init__(self, name: str) -> None:
         self.text = (DOCS / name).read_text()
-        self.blocks = [block.splitlines() for block in re.findall(r"```console\n(.*?)```", self.text, re.S)]
+        blocks: list[str] = re.findall(r"```console\n(.*?)```", self.text, re.S)
+        self.blocks = [block.splitlines() for block in blocks]
         self.lines = [line[2:] for block in self.blocks for line in block if line.startswith("$ ")]
 
     def line(self, *begins: str) -> str:
@@ -37,18 +38,11 @@ class Page:
         (found,) = [each for each in self.lines if shlex.split(each)[: len(begins)] == [*begins]]
         return found
 
-    def said(self, line: str) -> list[str]:
-        """What the page says that `line` prints: the lines below it, to the next prompt."""
-        (block,) = [each for each in self.blocks if f"$ {line}" in each]
-        after = block[block.index(f"$ {line}") + 1 :]
-        end = next((i for i, each in enumerate(after) if each.startswith("$ ")), len(after))
-        return after[:end]
-
     def file(self, name: str) -> str:
         """The text of the file that the page shows below **`name`**."""
         found = re.search(rf"\*\*`{re.escape(name)}`\*\*.*?```\w+\n(.*?)```", self.text, re.S)
         assert found is not None, name
-        return found[1]
+        return str(found[1])
 
 
 class Reader:

@@ -156,8 +156,6 @@ def test_counts_are_charged_once_before_they_leave(tmp_path: Path, plan: MapPlan
 def test_it_is_charged_before_the_noise_is_drawn(
     tmp_path: Path, plan: MapPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clients import counting
-
     folder = deployed(tmp_path / "node", rows=people(0))
     seen: list[int] = []
 
@@ -165,7 +163,7 @@ def test_it_is_charged_before_the_noise_is_drawn(
         seen.append(len(charged(folder)))
         raise OSError("the power fails here")
 
-    monkeypatch.setattr(counting.randomness, "discrete_gaussian", watched)
+    monkeypatch.setattr("clients.counting.randomness.discrete_gaussian", watched)
     assert ask(folder, wire.pack_map_order(MapOrder(plan), 1)) == Refusal("north", Reason.UNAVAILABLE)
     assert seen == [1]
     assert len(charged(folder)) == 1, "a crash wastes budget and never hides spending"
