@@ -30,8 +30,7 @@ class Page:
     def __init__(self, name: str) -> None:
         self.text = (DOCS / name).read_text()
         blocks: list[str] = re.findall(r"```console\n(.*?)```", self.text, re.S)
-        self.blocks = [block.splitlines() for block in blocks]
-        self.lines = [line[2:] for block in self.blocks for line in block if line.startswith("$ ")]
+        self.lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
     def line(self, *begins: str) -> str:
         """The one line that begins with these words."""

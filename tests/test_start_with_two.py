@@ -51,7 +51,7 @@ def test_what_is_spent_adds_up() -> None:
 
 @pytest.mark.deployed
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)  # of which a minute or two pass until each plan is asked about again
 def test_the_page_is_true(tmp_path: Path) -> None:
     require_nginx()
     browser = find_browser()
