@@ -189,7 +189,7 @@ def _geometrics(stream: Stream, n: int, epsilon: float) -> np.ndarray:
     slack = MARGIN * (1 + t)
     most = np.floor((t + slack) / epsilon)
     doubtful = np.floor((t - slack - 1 / at_least_1) / epsilon) != most
-    drawn = most.astype(np.int64)
+    drawn: np.ndarray = most.astype(np.int64)
     for i in np.flatnonzero(doubtful | (u == 0)):
         drawn[i] = _geometric(stream, int(u[i]), Fraction(epsilon))
     return drawn

@@ -9,9 +9,8 @@ Laplace noise (`LaplaceRelease`) is the agency's own and costs the same to all; 
 
 A ledger stores events, never ε, so a better accountant can re-read an old ledger. For `Release`s, Rényi
 divergences at all orders and privacy loss distributions are dp-accounting's (Mironov, Talwar, Zhang 2019,
-arXiv:1908.10530); for `SharedRelease`s they are `federation.renyi`'s, at whole orders, and for `LaplaceRelease`s,
-exact, at all. Conversion to ε by
-Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 12.
+arXiv:1908.10530); for `SharedRelease`s divergences are `federation.renyi`'s, at whole orders, and for
+`LaplaceRelease`s too, exact at all orders. Conversion to ε by Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Prop. 12.
 
 People are split by a hash of their own id, or by a column whose assignment the split id names, so within
 one split id a person is in one part only and loses what that part and the releases over `all` cost: the largest over the parts, not the sum. Another
@@ -167,10 +166,10 @@ def epsilon(
     5-10% tighter and slower; use it for one experiment that was committed to beforehand. It does not know
     shared noise.
 
-    Where there are Laplace releases, the sum of their ε added to the ε at `delta` of the others is a bound too
-    (basic composition: seen beside a process whose Laplace noise was drawn for the same records, the others differ
-    by (ε, δ), and that process from the second one by the sum), and the smaller of both is given. So Laplace
-    releases alone never cost more than that sum.
+    Where there are Laplace releases, the ε at `delta` of the others and the sum of the Laplace ε together are a
+    bound too, and the smaller of both is given; Laplace releases alone never cost more than their sum. (Take away the
+    person from the others' records first, then from the histograms': the first change is (ε, δ), the second pure.
+    It holds however the releases take turns, and whatever their queries learn from each other.)
 
     At orders that are not whole, dp-accounting bounds the divergence from above, and leaves out low orders
     that do not converge: "rdp" is then up to 1% above the exact value at ε = 14 and 2% at 29, never below.

@@ -21,8 +21,8 @@ Discrete Laplace noise P(k) ~ p^|k|, p = exp(-ε), under a shift by 1 has, at ev
 
     sum_k P(k)^a P(k-1)^(1-a) = (p^(1-a) + p^a) / (1 + p) = 1 + (p^(1-a) - 1)(1 - p^a) / (1 + p)
 
-(two geometric series: k <= 0, where P(k) / P(k-1) = e^ε, and k >= 1, where it is e^-ε; Mironov 2017,
-arXiv:1702.07476, Prop. 6, for the continuous one). k -> 1 - k swaps P(k) and P(k-1), so both directions are the same.
+(two geometric series: k <= 0, where P(k) / P(k-1) = e^ε, and k >= 1, where it is e^-ε). It is computed by
+what it exceeds 1 by, so that a small ε does not cancel. k -> 1 - k swaps P(k) and P(k-1), so both directions are the same.
 
 A budget. At one order that is fixed before anything is spent, "stop before the sum of divergences exceeds
 B" keeps every adaptive choice within (a, B)-RDP (Feldman & Zrnic 2021, arXiv:2008.11193, Thm. 3.1). RDP becomes (ε, δ)
