@@ -40,7 +40,7 @@ def map_from(
     """Compose, say what will be known and what it costs, ask every simulated agency, write map.json and the page, show
     them; None where only the plan was asked for. `SettingsError`, `DataError`, `RunError`.
     """
-    study = read(compose(overrides))
+    study = read(compose(untrained(overrides)))
     folder = Path(study.experiment.settings.output) / new_run_id(f"{study.experiment.settings.name[:40]}-map")
     request = request_of(study, folder.name, simulation=True)
     console = Console(highlight=False, stderr=as_json)
@@ -64,7 +64,7 @@ def submit_map(
     """Compose, check, say what it will cost, and hand over a map; nothing of a table is read here."""
     from experiments import engines
 
-    study = read(compose([*overrides, "engine=superlink"]), tables=False)
+    study = read(compose([*untrained(overrides), "engine=superlink"]), tables=False)
     experiment = study.experiment.but(
         settings=with_whole_paths(study.experiment.settings, engines.home_of(superlink))
     )
@@ -80,6 +80,12 @@ def submit_map(
     print(f"result  {place}/{MAP} and map.html, on the machine of the SuperLink")
     flwr, name = engines.flwr_of(superlink)
     print(f"watch   {flwr} log {handed} {name} --stream")
+
+
+def untrained(overrides: Sequence[str]) -> list[str]:
+    """With what shared noise asks of a training, which a map has none of: its settings are checked all the same."""
+    shared = "privacy=shared" in overrides and not any(each.startswith("strategy=") for each in overrides)
+    return [*overrides, "strategy=dp_fedsgd", "local.steps=1"] if shared else list(overrides)
 
 
 # --- the plan -----------------------------------------------------------------------------------------
@@ -261,7 +267,7 @@ def show_plan(
         console.print(f"  [yellow]not asked[/]: {escape(each.query)}: {escape(each.why)}", soft_wrap=True)
     console.print(_price(experiment, plan), soft_wrap=True)
     whole = design(plan.asked(experiment.data_contract), experiment.data_contract.unit.rows)
-    if whole.ratio < 0.995:
+    if plan.mechanism != "none" and whole.ratio < 0.995:
         console.print(
             f"gain    asked as one release, they are off by {whole.ratio:.0%} of what separate releases of the same total ε "
             f"would be (no release could do better than {whole.ratio_bound:.0%})",

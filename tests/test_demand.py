@@ -26,6 +26,7 @@ from federation.server.demand import MapJob, run_map
 from federation.server.result import RunFacts
 from federation.server.rounds import RunError
 from federation.server.tracking import NoTracker
+from models import workload
 from models.contract import Contract
 from models.design import Counted
 
@@ -585,3 +586,26 @@ def test_the_command_says_the_price_first_and_writes_the_page(folder: Path) -> N
     assert {"map.json", "series.json", "map.html"} <= {path.name for path in files_under(run)}
     assert f"page    {run}/map.html" in done.out
     assert json.loads((run / "map.json").read_text())["files"]["report"] == "map.html"
+
+
+def test_the_workload_of_the_docs_can_be_asked() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "demand-map.md").read_text()
+    shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    contract = Contract.from_dict(
+        CONTRACT
+        | {
+            "unit": {"kind": "person", "column": "person", "rows": 3, "order_by": "date"},
+            "columns": CONTRACT["columns"]
+            | {"need": {"type": "flag"}, "area": {"type": "category", "levels": ["north", "south"]}},
+        }
+    )
+    queries = workload.read(shown, contract).queries
+    assert [query.kind for query in queries] == [
+        "count",
+        "rate",
+        "histogram",
+        "crosstab",
+        "series",
+        "crosstab",
+    ]
+    assert [query.counts for query in queries[-2:]] == ["row", "row"]

@@ -27,6 +27,7 @@ from experiments.benchmarks import (
     demand,
     deployed,
     dp_step,
+    large_map,
     ledger,
     masking,
     matching,
@@ -118,6 +119,11 @@ def measure_cohort(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return cohort.measure(folder, cohort.CASES[:1] if options.quick else cohort.CASES)
 
 
+def measure_large_map(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A demand map of ten agencies of 200,000 rows: time and memory."""
+    return large_map.measure(folder, rows=20_000) if options.quick else large_map.measure(folder)
+
+
 def measure_demand(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A demand map's tables as one release beside separate ones, and how often its intervals hold the truth."""
     return demand.measure(folder, draws=5 if options.quick else 200)
@@ -136,6 +142,7 @@ LINES: Mapping[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "matching": measure_matching,
     "cohort": measure_cohort,
     "demand": measure_demand,
+    "large-map": measure_large_map,
 }
 
 
@@ -234,6 +241,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "matching": matching.shown,
     "cohort": cohort.shown,
     "demand": demand.shown,
+    "large-map": large_map.shown,
 }
 
 
