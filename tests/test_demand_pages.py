@@ -24,7 +24,7 @@ from playwright.sync_api import sync_playwright
 from test_report import Outline, contrast
 from test_site_browser import find_browser
 
-from federation.panel.demand.heat import crossed
+from federation.panel.demand.heat import crossed, heat, turned
 from federation.panel.demand.map import SECTIONS
 from federation.panel.demand.pages import render_cohort, render_map, render_signs, write_map
 from federation.panel.demand.pictures import bar, trend
@@ -498,6 +498,29 @@ def test_a_cross_tab_of_three_is_a_table_for_each_level_of_the_first() -> None:
     assert made[1].columns == ["f", "g"]
     values = [[cell.value for cell in cells] for _, cells in made[1].rows]  # type: ignore[union-attr]
     assert values == [["7", "8"], ["9", "10"], ["11", "12"]]
+
+
+def test_a_turned_table_has_the_same_cells_and_turned_again_is_the_same_table() -> None:
+    rows = [("together", [Mark(1.0), Mark(2.0), None]), ("north", [Mark(3.0), None, Mark(5.0)])]
+    table = heat("t", "agency by area", ["a", "b", "c"], rows, False, ("together",))
+    other = turned(table, "area by agency")
+    assert (list(other.columns), [name for name, _ in other.rows]) == (["together", "north"], ["a", "b", "c"])
+    for at, (_, cells) in enumerate(other.rows):
+        assert cells == [own[at] for _, own in table.rows]
+    again = turned(other, table.corner)
+    assert [(name, list(cells)) for name, cells in again.rows] == list(table.rows)
+
+
+def test_a_question_with_more_levels_than_agencies_has_them_as_rows() -> None:
+    """A page is longer than it is wide: what is beyond its edge nobody sees."""
+    alone = fake_map({"police": ("police", 5000), "health": ("health", 6000)}, sigma=60.0, refused=False)
+    page = render_map(alone)
+    heads = re.findall(r'<table class="heat">.*?<tr>(.*?)</tr>', page, re.DOTALL)
+    columns = [re.findall(r'<th scope="col">([^<]*)</th>', head)[1:] for head in heads]
+    by_agency = [names for names in columns if "together" in names]
+    assert by_agency
+    assert all(names == ["together", "police", "health"] for names in by_agency)
+    assert max(map(len, columns)) <= 6
 
 
 def test_contrast_is_wcag_aa_on_every_colour_of_a_table() -> None:

@@ -156,14 +156,19 @@ def every_number_has_an_interval_and_a_price(page: str, found: dict[str, Any]) -
 
 
 def look(browser: str, page: Path) -> None:
-    """A picture of the whole page, and of its first screen."""
+    """A picture of the whole page, and of one heat map. No column of any is beyond the edge."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         window = chromium.new_page(viewport={"width": 1000, "height": 720})
         window.goto(page.as_uri())
         assert window.locator("h1").inner_text() == "pilot"
-        window.screenshot(path=PICTURES / "start-with-two.png")
+        hidden = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+        assert window.evaluate(hidden) == []
+        heat = window.locator(
+            ".wide", has=window.locator("caption", has_text="substance use by area, agency")
+        )
+        heat.screenshot(path=PICTURES / "start-with-two.png")
         window.screenshot(path=PICTURES / "start-with-two-whole.png", full_page=True)
         chromium.close()
 

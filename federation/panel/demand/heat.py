@@ -1,7 +1,7 @@
 """Coloured tables and bars of a map: the number, its interval and its colour in one cell, so that the picture is its own table."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from federation.panel.demand.pictures import bar
@@ -62,6 +62,12 @@ def heat(
     legend = _legend(top, share) if coloured else ()
     kept, rough = None in cells, any(isinstance(cell, Told) and cell.rough for cell in cells)
     return Heat(caption, corner, columns, made, legend, bool(values), kept, rough)
+
+
+def turned(table: Heat, corner: str) -> Heat:
+    """The same table with its columns as rows: a page is longer than it is wide."""
+    rows = [(name, [cells[at] for _, cells in table.rows]) for at, name in enumerate(table.columns)]
+    return replace(table, corner=corner, columns=[name for name, _ in table.rows], rows=rows)
 
 
 def _legend(top: float, share: bool) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from federation.panel.demand.about import agency, at, cost
-from federation.panel.demand.heat import ABSENT, bars, crossed, heat
+from federation.panel.demand.heat import ABSENT, bars, crossed, heat, turned
 from federation.panel.demand.pictures import trend
 from federation.panel.demand.said import (
     MANY,
@@ -210,15 +210,12 @@ def _between_agencies(found: Json) -> list[dict[str, Any]]:
             cells = {name: marks(part) for name, part in parts(query)}
             rows = ((name, [known.get((level,)) for level in levels]) for name, known in cells.items())
             caption = f"{words(query['name'])}, agency by agency"
-            corner = f"agency by {words(query['by'][0])}"
-            made.append(
-                {
-                    "heat": heat(
-                        caption, corner, levels, rows, is_share(query), () if is_share(query) else (TOGETHER,)
-                    ),
-                    "cannot": cannot(query, minimum, list(cells)),
-                }
-            )
+            of = words(query["by"][0])
+            plain = () if is_share(query) else (TOGETHER,)
+            table = heat(caption, f"agency by {of}", levels, rows, is_share(query), plain)
+            if len(levels) > len(cells):
+                table = turned(table, f"{of} by agency")
+            made.append({"heat": table, "cannot": cannot(query, minimum, list(cells))})
     return made
 
 
