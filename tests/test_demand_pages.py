@@ -28,7 +28,7 @@ from federation.panel.demand.heat import crossed, heat, turned
 from federation.panel.demand.map import SECTIONS
 from federation.panel.demand.pages import render_cohort, render_map, render_signs, write_map
 from federation.panel.demand.pictures import bar, trend
-from federation.panel.demand.said import STEPS, ends, hundred, round_top, told
+from federation.panel.demand.said import STEPS, cannot, ends, hundred, round_top, told
 from federation.panel.demand.tables import name_of, tables
 from federation.panel.svg import Mark
 
@@ -521,6 +521,15 @@ def test_a_question_with_more_levels_than_agencies_has_them_as_rows() -> None:
     assert by_agency
     assert all(names == ["together", "police", "health"] for names in by_agency)
     assert max(map(len, columns)) <= 6
+
+
+def test_what_it_would_take_is_said_for_all_and_for_one_and_whether_it_is_too_much() -> None:
+    one = {"least": 267.2, "epsilon_for_minimum": 5.0}
+    query = {"counts": "row", "least": 379.0, "epsilon_for_minimum": 86.9, "at_one": one}
+    assert cannot(query, 10, ["together", "police"]).replace("\u00a0", " ") == (
+        "cannot be told at this budget: it would take ε = 86.90 (more than anybody should spend), or about 379 records "
+        "together; ε = 5.00, or about 268 records at one agency"
+    )
 
 
 def test_contrast_is_wcag_aa_on_every_colour_of_a_table() -> None:

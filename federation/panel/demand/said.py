@@ -14,6 +14,7 @@ from federation.panel.svg import Mark
 Json = Mapping[str, Any]
 TOGETHER = "together"
 MANY = {"person": "people", "row": "records"}  # what a query counts -> several of them
+MOST_EPSILON = 10.0  # above it nothing is promised that anybody should rely on
 STEPS = 5  # of a heat map's colours
 TINY = 1e-9  # a float's error, relative, is no reason to round
 
@@ -164,7 +165,7 @@ def cannot(query: Json, minimum: float, names: Collection[str] = (TOGETHER,)) ->
     if len(set(facts.values())) == 1:
         text = next(iter(facts.values()))
     else:
-        text = "; ".join(f"{where} {takes}" for where, takes in facts.items())
+        text = "; ".join(f"{takes} {where}" for where, takes in facts.items())
     return f"cannot be told at this budget: it would take {text}"
 
 
@@ -173,4 +174,6 @@ def _takes(facts: Json, query: Json, minimum: float) -> str:
     if least is None:
         return "an agency that holds what is asked"
     enough = f"about {up(max(least, minimum), 0):,.0f} {MANY[query['counts']]}"
-    return enough if needed is None else f"ε\u00a0=\u00a0{up(needed, 2):.2f}, or {enough}"
+    if needed is None:
+        return enough
+    return f"ε\u00a0=\u00a0{up(needed, 2):.2f}{' (more than anybody should spend)' if needed > MOST_EPSILON else ''}, or {enough}"
