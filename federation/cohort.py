@@ -6,13 +6,12 @@ its own discrete Laplace noise. A person is in one cell, so the histogram is one
 them know spends it at both.
 """
 
-import base64
 from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from federation.plan import Agreed, Slug, Terms
+from federation.plan import Carried, Slug, Terms
 from federation.release import LaplaceRelease
 from models import cohort
 from models.contract import MAX_GROUPS, Contract
@@ -80,19 +79,10 @@ class CohortPlan(Terms):
         return LaplaceRelease(kind="cohort", part="all", epsilon=self.epsilon)
 
 
-class CohortRequest(Agreed):
+class CohortRequest(Carried):
     """What a coordinator is asked for."""
 
     plan: CohortPlan
-
-    def encode(self) -> str:
-        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
-        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """The inverse of `encode`; ValueError where it does not fit."""
-        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())
 
 
 def why_not(contract: Contract, by: str | None) -> str | None:

@@ -5,7 +5,6 @@ sensitivity is computed), adds noise, and sends the vector. The noise is its own
 more than the sum. An agency answers what its kind of agency holds, less the columns that the plan leaves out for it.
 """
 
-import base64
 import functools
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from federation import masks
-from federation.plan import SMALLEST_SHARE, Agreed, Circle, Reason, Refused, Slug, Terms
+from federation.plan import SMALLEST_SHARE, Agreed, Carried, Circle, Reason, Refused, Slug, Terms
 from federation.release import Event, Release, SharedRelease
 from models.contract import Contract
 from models.design import Design, design
@@ -126,20 +125,11 @@ class NotAsked(Agreed):
     why: str
 
 
-class MapRequest(Agreed):
+class MapRequest(Carried):
     """What a coordinator is asked for: the plan, and what somebody wanted and no agency is asked."""
 
     plan: MapPlan
     not_asked: tuple[NotAsked, ...] = ()
-
-    def encode(self) -> str:
-        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
-        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """The inverse of `encode`; ValueError where it does not fit."""
-        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ A plan is one frozen value with a canonical JSON text and a SHA-256. It rides wh
 agency never acts on a promise that it has not seen.
 """
 
+import base64
 import functools
 import hashlib
 import json
@@ -100,6 +101,19 @@ class Agreed(BaseModel):
         return type(self).model_validate(
             {name: getattr(self, name) for name in type(self).model_fields} | changes
         )
+
+
+class Carried(Agreed):
+    """What a coordinator is asked for: it goes to it as one value of a Flower run config."""
+
+    def encode(self) -> str:
+        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
+        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """The inverse of `encode`; ValueError where it does not fit."""
+        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())
 
 
 class Participant(Agreed):

@@ -1,11 +1,10 @@
 """What a coordinator is asked for when a model is measured again: which one, and what brings it back to its panel."""
 
-import base64
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
-from federation.plan import Agreed, Sha256, Slug
+from federation.plan import Agreed, Carried, Sha256, Slug
 from federation.scorecard import Measure
 
 
@@ -29,7 +28,7 @@ class Watched(Agreed):
     then: Measure | None = None
 
 
-class RetestRequest(Agreed):
+class RetestRequest(Carried):
     """Measure the model of the finished run `of`, whose model.safetensors has the SHA-256 `weights_sha256`."""
 
     of: Slug
@@ -37,12 +36,3 @@ class RetestRequest(Agreed):
     result_sha256: Sha256
     decision: Decided | None = None
     watched: tuple[Watched, ...] = ()
-
-    def encode(self) -> str:
-        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
-        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """The inverse of `encode`; ValueError where it does not fit."""
-        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())

@@ -4,12 +4,11 @@ Each agency adds its own discrete Gaussian noise; noise shared behind masks is n
 counts once, by the most recent row, whichever part the person is in.
 """
 
-import base64
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field
 
-from federation.plan import Agreed, Terms
+from federation.plan import Carried, Terms
 from federation.release import Release
 from models.contract import Contract
 
@@ -40,20 +39,11 @@ class StatsPlan(Terms):
         return Release(kind="stats", part="all", noise_multiplier=self.sigma, sample_rate=1.0, steps=1)
 
 
-class StatsRequest(Agreed):
+class StatsRequest(Carried):
     """What a coordinator is asked for: the plan, and which quantiles to read off the sum of the tables."""
 
     plan: StatsPlan
     shares: Annotated[tuple[Share, ...], Field(min_length=1)]
-
-    def encode(self) -> str:
-        """URL-safe base64 of the canonical JSON: one scalar that survives a Flower run config."""
-        return base64.urlsafe_b64encode(self.canonical.encode()).decode()
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """The inverse of `encode`; ValueError where it does not fit."""
-        return cls.model_validate_json(base64.urlsafe_b64decode(text.encode()).decode())
 
 
 def why_not(contract: Contract, column: str) -> str | None:
