@@ -220,7 +220,8 @@ def ledgers_equal_what_left(reader: Reader, results: list[dict[str, Any]]) -> No
 
 def decide_and_leave(reader: Reader) -> None:
     said = reader.type(PAGE.line("fedrisk", "plan"))
-    assert "noise on their mean" in said
+    one, both = price("a training")
+    assert re.search(rf"anyone: .* {one:.2f} │ +{both:.2f} │", said)
     reader.type(PAGE.line("fedrisk", "draft"))
     assert (reader.folder / "registration.yaml").exists()
     assert "has left the federation" in typed(reader, "police", "stop")
