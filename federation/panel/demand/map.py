@@ -211,8 +211,8 @@ def _between_agencies(found: Json) -> list[dict[str, Any]]:
             rows = ((name, [known.get((level,)) for level in levels]) for name, known in cells.items())
             caption = f"{words(query['name'])}, agency by agency"
             of = words(query["by"][0])
-            plain = () if is_share(query) else (TOGETHER,)
-            table = heat(caption, f"agency by {of}", levels, rows, is_share(query), plain)
+            uncoloured = () if is_share(query) else (TOGETHER,)
+            table = heat(caption, f"agency by {of}", levels, rows, is_share(query), uncoloured)
             if len(levels) > len(cells):
                 table = turned(table, f"{of} by agency")
             made.append({"heat": table, "cannot": cannot(query, minimum, list(cells))})
