@@ -32,6 +32,7 @@ from clients.matching import Pacts, histogram
 from clients.node import open_node
 from clients.records.matched import load_keys
 from experiments import engines
+from experiments.benchmarks import cohort as benchmark
 from federation import installed, pact, wire
 from federation.cohort import CohortPlan, CohortRequest
 from federation.experiment import Experiment
@@ -609,3 +610,11 @@ def test_the_error_at_epsilon_one_is_within_what_was_asked(
         done = fedrisk(*words(folder, *PAIR, f"seed={seed}", "--json"))
         values.append(json.loads(done.out)["pairs"][0]["shared"]["value"])
     assert np.sqrt(np.mean((np.array(values) - shared) ** 2)) / shared < most
+
+
+def test_a_line_of_the_benchmarks_has_its_targets(tmp_path: Path) -> None:
+    found = benchmark.measure(tmp_path, ((400, 200, 2, 0.9),), seconds=60.0)
+    assert [target["most"] for target in found["targets"]] == [0.9, 60.0]
+    (row,) = found["rows"]
+    assert 0 <= row["rmse"] < 5 * row["planned"]
+    assert "planned" in benchmark.shown(found)[0]
