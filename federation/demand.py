@@ -59,6 +59,9 @@ class MapPlan(Terms):
             raise ValueError(
                 "without must be empty behind masks, where all send the same numbers: use privacy=local"
             )
+        names = {participant.name for participant in self.participants}
+        if self.circle is not None and not set(self.circle.agencies) <= names:
+            raise ValueError("circle.agencies must be participants")
         event = self.release()
         if isinstance(event, SharedRelease) and event.share_variance < SMALLEST_SHARE**2:
             raise ValueError(
@@ -150,7 +153,7 @@ def _read(text: str, contract: str) -> Workload:
 def _asked(text: str, contract: Contract) -> Workload:
     try:
         return _read(text, json.dumps(contract.to_dict()))
-    except (WorkloadError, ValueError, TypeError, AttributeError) as error:
+    except (WorkloadError, ValueError, TypeError, AttributeError, RecursionError) as error:
         said = "it is not a workload in JSON"
         if isinstance(error, WorkloadError):
             said = "; ".join(str(error).splitlines())

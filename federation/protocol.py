@@ -99,8 +99,10 @@ class RoundOrder:
 
     @property
     def order_id(self) -> str:
-        """Names the draw in the ledger. Behind masks a draw is made once, whatever is asked of it."""
-        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        """Names the draw in the ledger, by the whole hash: whoever asks chooses what is hashed, and could make half of two
+        hashes alike. Behind masks a draw is made once, whatever is asked of it.
+        """
+        which = f"#{self.digest}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
         return f"{self.plan.run_id}/{self.round}{which}"
 
     @property
@@ -147,7 +149,7 @@ class MapOrder:
     @property
     def order_id(self) -> str:
         """Names the draw in the ledger."""
-        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        which = f"#{self.digest}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
         return f"{self.plan.run_id}/map{which}"
 
     @property
