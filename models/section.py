@@ -203,5 +203,5 @@ def as_level(value: object) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(int(value)) if float(value).is_integer() else str(value)
+        return str(int(value)) if isinstance(value, int) or value.is_integer() else str(value)
     return None

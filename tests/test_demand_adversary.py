@@ -29,7 +29,7 @@ from federation.cohort import CohortPlan
 from federation.demand import MapPlan
 from federation.plan import Reason, Refused, Terms, TrainPlan
 from federation.privacy import epsilon
-from federation.protocol import MapOrder, MapReply, Refusal, RoundOrder
+from federation.protocol import Head, MapOrder, MapReply, Refusal, RoundOrder
 from federation.release import LaplaceRelease, Release
 from federation.stats import StatsPlan
 from models import cohort
@@ -165,6 +165,10 @@ GREEDY: dict[str, tuple[dict[str, Any], str]] = {
         "must differ in their first six digits",
     ),
     "a number beyond all": ({"attributes": cut("a", 10**400), "queries": [{"histogram": "a"}]}, "a number"),
+    "a name of four hundred digits": (
+        {"attributes": {}, "queries": [{"histogram": 10**400}]},
+        "is no attribute here",
+    ),
     "no number": ({"attributes": cut("a", float("nan")), "queries": [{"histogram": "a"}]}, "a number"),
     "a name that writes lines of its own": (
         {"attributes": cut("sex\n- nothing else leaves", 5), "queries": [{"count": "everybody"}]},
@@ -369,6 +373,26 @@ def test_what_one_agency_makes_up_changes_no_other_agencys_answers(
     }
     for before, after in zip(honest["queries"], lied["queries"], strict=True):
         assert before["agencies"]["clinic"] == after["agencies"]["clinic"]
+
+
+@pytest.mark.parametrize("head", [[], "", [float("inf"), "x"], [1], {"seq": 1}, "[" * 100_000])
+def test_a_reply_or_an_order_with_a_broken_part_does_not_decode_whichever_way_it_is_broken(
+    head: object, study: Study
+) -> None:
+    """An error that nobody foresaw in one agency's reply would end the coordinator's run for all of them."""
+    plan = plan_of(study)
+    order = wire.pack_map_order(MapOrder(plan, heads={"north": Head(1, "x")}), 1)
+    reply = wire.pack_reply(MapReply("north", np.zeros(3, np.int64), plan.releases(), Head(1, "x")), order)
+    for message, whole in ((reply, '"head": [1, "x"]'), (order, '"heads": {"north": [1, "x"]}')):
+        text = str(message.content["fedrisk"]["json"])
+        assert whole in text
+        broken = head if str(head).startswith("[[") else json.dumps(head)
+        message.content["fedrisk"]["json"] = text.replace('[1, "x"]', str(broken))  # type: ignore[index]
+    with pytest.raises(ValueError, match="does not decode"):
+        wire.read_reply(reply)
+    with pytest.raises(Refused) as refused:
+        wire.read_map_order(order)
+    assert refused.value.reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])

@@ -51,7 +51,7 @@ def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     sent = order(plan)
     got = wire.read_round_order(wire.pack_round_order(sent, 7))
     assert (got.plan, got.round, got.train, got.evaluate) == (plan, 3, True, ("tune",))
-    assert got.order_id == sent.order_id == f"run-1/3#{sent.digest[:16]}"
+    assert got.order_id == sent.order_id == f"run-1/3#{sent.digest}"
     for name, value in sent.weights.items():
         np.testing.assert_array_equal(got.weights[name], value)
         assert got.weights[name].dtype == value.dtype
