@@ -310,6 +310,19 @@ def test_a_circle_of_made_up_agencies_is_none(
         MapPlan.model_validate(values)
 
 
+def test_a_map_that_rests_on_more_honesty_than_the_policy_has_is_refused(
+    shared_plan: tuple[MapPlan, TrainPlan],
+) -> None:
+    """Of five agencies, one may collude and one fail: the noise rests on three."""
+    plan, at = shared_plan[0], Situation(datetime.now(UTC), SMALL, name="north")
+    for rule, permitted in (("max_honest", {2: False, 3: True}), ("min_colluders", {1: True, 2: False})):
+        for number, permits in permitted.items():
+            policy = Policy.model_validate(POLICY | {rule: number})
+            (verdict,) = [v for v in rules.explain(policy, plan, at) if v.rule == rule]
+            assert verdict.permits == permits
+            assert permits or verdict.reason is Reason.PRIVACY
+
+
 def test_keys_of_a_map_mask_no_other_plan_and_keys_of_a_training_no_map(
     tmp_path: Path, shared_plan: tuple[MapPlan, TrainPlan]
 ) -> None:
