@@ -24,6 +24,7 @@ from models.workload import read as read_workload
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 MOST_TEXT = 200_000  # characters of a workload
+MOST_SAID = 4_000  # characters of what is wrong with one
 
 
 class MapCircle(Circle):
@@ -156,7 +157,8 @@ def _asked(text: str, contract: Contract) -> Workload:
     except (WorkloadError, ValueError, TypeError, AttributeError, RecursionError) as error:
         said = "it is not a workload in JSON"
         if isinstance(error, WorkloadError):
-            said = "; ".join(str(error).splitlines())
+            said = "; ".join(str(error).splitlines())[:MOST_SAID]
+            said = "".join(letter if letter.isprintable() else "?" for letter in said)  # it goes into logs
         raise Refused(Reason.MALFORMED, f"workload: {said}") from None
 
 

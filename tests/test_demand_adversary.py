@@ -164,6 +164,13 @@ GREEDY: dict[str, tuple[dict[str, Any], str]] = {
         {"attributes": cut("a", 1_000_001, 1_000_002), "queries": [{"histogram": "a"}]},
         "must differ in their first six digits",
     ),
+    "escapes for a terminal": (
+        {
+            "attributes": {"\x1b[2J\r" * 999: {"column": "age", "edges": [2, 1]}},
+            "queries": [{"count": "everybody"}],
+        },
+        "attributes.?[2J",
+    ),
     "a number beyond all": ({"attributes": cut("a", 10**400), "queries": [{"histogram": "a"}]}, "a number"),
     "a name of four hundred digits": (
         {"attributes": {}, "queries": [{"histogram": 10**400}]},
@@ -189,7 +196,8 @@ def test_a_workload_that_would_take_hours_or_all_memory_is_malformed_at_once(
     assert time.process_time() - began < 2
     assert refused.value.reason is Reason.MALFORMED
     assert says in refused.value.sentence
-    assert "\n" not in refused.value.sentence
+    assert refused.value.sentence.isprintable()
+    assert len(refused.value.sentence) < 5_000
 
 
 def test_a_node_says_so_before_it_reads_a_record(study: Study, tmp_path: Path) -> None:
