@@ -187,7 +187,7 @@ class Node:
         plan = order.plan
         design = self._review_map(plan)
         self._meet(order.heads)
-        if (plan.circle is None) != (order.draw is None):
+        if (plan.circle is None) != (order.draw is None) or (order.draw is None and order.transcript):
             raise Refused(Reason.MALFORMED, "an order of a plan with shared noise has a draw, and no other")
         known = self._known(order.digest)
         if known is not None:

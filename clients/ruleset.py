@@ -389,12 +389,11 @@ def _stats_columns(policy: Policy, plan: StatsPlan, at: Situation) -> Verdict:
 
 def _map_columns(policy: Policy, plan: MapPlan | CohortPlan, at: Situation) -> Verdict:
     """The columns by which this agency itself is asked to count must each be listed."""
-    listed = {name.casefold() for name in policy.map_columns}
     if isinstance(plan, MapPlan):
         counted = _counted(plan, at.contract, at.name)
     else:
         counted = tuple(columns_of(at.contract, plan.by))
-    absent = sorted(name for name in counted if name.casefold() not in listed)
+    absent = sorted(name for name in counted if name not in policy.map_columns)
     return _verdict(
         "map_columns",
         not absent,

@@ -60,7 +60,7 @@ class CohortPlan(Terms):
     @property
     def order_id(self) -> str:
         """Names the draw in the ledger."""
-        return f"{self.run_id}/cohort#{self.sha256[:16]}"
+        return f"{self.run_id}/cohort#{self.sha256}"
 
     @property
     def shape(self) -> tuple[int, int]:

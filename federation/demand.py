@@ -23,6 +23,7 @@ from models.workload import read as read_workload
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 MOST_TEXT = 200_000  # characters of a workload
+MOST_SAID = 4_000  # characters of what is wrong with one
 
 
 class MapCircle(Circle):
@@ -58,6 +59,9 @@ class MapPlan(Terms):
             raise ValueError(
                 "without must be empty behind masks, where all send the same numbers: use privacy=local"
             )
+        names = {participant.name for participant in self.participants}
+        if self.circle is not None and not set(self.circle.agencies) <= names:
+            raise ValueError("circle.agencies must be participants")
         event = self.release()
         if isinstance(event, SharedRelease) and event.share_variance < SMALLEST_SHARE**2:
             raise ValueError(
@@ -140,10 +144,11 @@ def _read(text: str, contract: str) -> Workload:
 def _asked(text: str, contract: Contract) -> Workload:
     try:
         return _read(text, json.dumps(contract.to_dict()))
-    except (WorkloadError, ValueError, TypeError, AttributeError) as error:
+    except (WorkloadError, ValueError, TypeError, AttributeError, RecursionError) as error:
         said = "it is not a workload in JSON"
         if isinstance(error, WorkloadError):
-            said = "; ".join(str(error).splitlines())
+            said = "; ".join(str(error).splitlines())[:MOST_SAID]
+            said = "".join(letter if letter.isprintable() else "?" for letter in said)  # it goes into logs
         raise Refused(Reason.MALFORMED, f"workload: {said}") from None
 
 

@@ -2,8 +2,9 @@
 
 Out of an agency go, and nothing else: `Ready` (a name), `RoundReply` (a clipped and noised change of the
 weights, noised score tables, and the events they were charged as), `StatsReply` (one noised table of the values
-of a column, and its event), `CohortReply` (one noised histogram of keyed hashes, and its event), `MaskedReply` (whole numbers that mean nothing until the coordinator has added those
-of the other agencies), what the masking needs (`Keys`, `Dealt`, `Signed`, `Opened`: public keys, encrypted
+of a column, and its event), `MapReply` (noised counts of a workload, and their event), `CohortReply` (one noised
+histogram of keyed hashes, and its event), `MaskedReply` (whole numbers that mean nothing until the coordinator has
+added those of the other agencies), what the masking needs (`Keys`, `Dealt`, `Signed`, `Opened`: public keys, encrypted
 shares, signatures, shares of masks; made without any record), what agreeing a secret needs (`Greeted`, `Boxes`: public keys
 and encrypted random bytes; made without any record) and `Refusal` (a name and a `Reason` from a closed list). A `Head`, the number and hash of the newest
 entry of the agency's ledger, rides along so that a ledger that was set back shows. Nothing with a record
@@ -99,8 +100,10 @@ class RoundOrder:
 
     @property
     def order_id(self) -> str:
-        """Names the draw in the ledger. Behind masks a draw is made once, whatever is asked of it."""
-        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        """Names the draw in the ledger, by the whole hash: whoever asks chooses what is hashed, and could make half of two
+        hashes alike. Behind masks a draw is made once, whatever is asked of it.
+        """
+        which = f"#{self.digest}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
         return f"{self.plan.run_id}/{self.round}{which}"
 
     @property
@@ -147,7 +150,7 @@ class MapOrder:
     @property
     def order_id(self) -> str:
         """Names the draw in the ledger."""
-        which = f"#{self.digest[:16]}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
+        which = f"#{self.digest}" if self.draw is None else f"/{self.transcript[:16]}.{self.draw}"
         return f"{self.plan.run_id}/map{which}"
 
     @property

@@ -32,7 +32,7 @@ class StatsPlan(Terms):
     @property
     def order_id(self) -> str:
         """Names the draw in the ledger."""
-        return f"{self.run_id}/stats/{self.column}#{self.sha256[:16]}"
+        return f"{self.run_id}/stats/{self.column}#{self.sha256}"
 
     def release(self) -> Release:
         """What it costs: one Gaussian release of sensitivity 1 over everybody."""

@@ -71,6 +71,7 @@ from federation.release import Event, event_from_dict
 from federation.secagg import Advert
 from federation.stats import StatsPlan
 
+_DOES_NOT_DECODE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 Answer = TypeVar("Answer")
 Plan = TypeVar("Plan", bound=Terms)
 
@@ -341,7 +342,7 @@ def _reply_of(content: RecordDict) -> Reply:
     try:
         small = _read_json(content)
         return _READERS[small["kind"]](str(small["agency"]), small, content)
-    except (AttributeError, KeyError, TypeError, ValueError, Refused):
+    except (*_DOES_NOT_DECODE, Refused):
         raise ValueError("a reply does not decode: it is not from this version of fedrisk") from None
 
 
@@ -407,7 +408,7 @@ def _decoded(read: Callable[[dict[str, Any]], Answer], message: Message) -> Answ
     small = _read_json(message.content)
     try:
         return read(small)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _DOES_NOT_DECODE as error:
         raise Refused(Reason.MALFORMED, f"an order does not decode: {type(error).__name__}") from None
 
 
@@ -541,7 +542,7 @@ def _read_json(content: RecordDict) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise TypeError
         return value
-    except (KeyError, TypeError, ValueError):
+    except _DOES_NOT_DECODE:
         raise Refused(Reason.MALFORMED, "a message without fedrisk's own record") from None
 
 

@@ -242,7 +242,10 @@ def merged(readings: Sequence[Reading]) -> list[Reading]:
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One number of an answer: of which levels of `Query.by`, with its interval (of the noise), people or a share."""
+    """One number of an answer: of which levels of `Query.by`, with its interval (of the noise), people or a share.
+
+    sd: of the noise in it; of a rate it follows from the counts as well, so one that is not shown has none.
+    """
 
     levels: tuple[str, ...]
     estimate: Estimate
@@ -313,7 +316,7 @@ class _Sums:
         sd = math.sqrt(max(of_f - 2 * value * both + value**2 * of_g, 0.0)) / g
         best, among = (disclosure.rounded(float(each[at])) for each in (self.fitted, self.fitted_base))
         best = best / among if among > 0 else value
-        return Estimate(min(max(best, low), high), low, high, shown), sd
+        return Estimate(min(max(best, low), high), low, high, shown), sd if shown else None
 
 
 def low_of_shown(found: Noised, minimum: int, level: float) -> float:

@@ -35,6 +35,10 @@ Attributes = tuple[str, ...]
 
 STEPS = 2**20  # L2 sensitivity of a person with one row, in steps of the grid, but for rounding
 MOST_CELLS = 200_000  # in one table, and numbers in one release
+MOST_LEVELS = 1_200  # of one attribute: its contrasts are a matrix of as many rows and columns
+MOST_PARTS = (
+    100_000  # subsets of the asked tables, each counted in every table that has it: what planning takes
+)
 ROUNDS = 300  # of fitting the tables of so many attributes
 LOOSE = 0.2  # how freely residuals of two attributes and more move where more attributes are fitted, to those of all
 FINEST_ROUNDING = 1 + 1e-9  # float64 sums of squares may be off by less
@@ -269,18 +273,12 @@ def plan(
     with one row is to move it, L2.
 
     Raises:
-        WorkloadError: no table, an unknown attribute, or more cells than `MOST_CELLS`.
+        WorkloadError: no table, an unknown attribute, or more than `must_be_small` permits.
     """
     asked = tuple(dict.fromkeys(in_order(table, sizes) for table in tables))
     if not asked:
         raise WorkloadError("a workload needs one table at least")
-    for table in asked:
-        cells = math.prod(sizes[name] for name in table)
-        if cells > MOST_CELLS:
-            raise WorkloadError(
-                f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
-                "coarser attributes"
-            )
+    must_be_small(sizes, asked)
     every = {part for table in asked for part in subsets(table)}
     numbers = sum(math.prod(sizes[name] - 1 for name in part) for part in every)
     if numbers > MOST_CELLS:
@@ -297,6 +295,32 @@ def plan(
     return Strategy(dict(sizes), asked, scales, rows)
 
 
+def must_be_small(sizes: Mapping[str, int], tables: Iterable[Attributes]) -> None:
+    """`WorkloadError` where a table has too many cells or levels, or all have too many parts, before anything is made of them.
+
+    Whoever proposes a workload could otherwise have an agency's node spend hours, or all its memory, on planning it.
+    """
+    parts = 0
+    for table in tables:
+        cells = math.prod(sizes[name] for name in table)
+        if cells > MOST_CELLS:
+            raise WorkloadError(
+                f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
+                "coarser attributes"
+            )
+        for name in table:
+            if sizes[name] > MOST_LEVELS:
+                raise WorkloadError(
+                    f"the attribute {name} has {sizes[name]:,} levels, and {MOST_LEVELS:,} is the most: take coarser ones"
+                )
+        parts += 2 ** len(table)
+    if parts > MOST_PARTS:
+        raise WorkloadError(
+            f"the workload's tables have {parts:,} parts, and {MOST_PARTS:,} is the most: ask for fewer tables, or for "
+            "tables over fewer attributes"
+        )
+
+
 def least_error(
     sizes: Mapping[str, int],
     tables: Iterable[Attributes],
@@ -309,7 +333,9 @@ def least_error(
     (sum of singular values)^2 / n, below which no linear release gets (Li and Miklau, Optimal error of query sets under
     the differentially-private matrix mechanism, ICDT 2013, arXiv:1202.3399).
     """
-    cost, error = _costs(sizes, tuple(tables), weights or {})
+    asked = tuple(tables)
+    must_be_small(sizes, asked)
+    cost, error = _costs(sizes, asked, weights or {})
     return math.fsum(math.sqrt(cost[part] * error[part]) for part in cost) ** 2
 
 

@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 
 LIKELY = 1e-9  # counts and noise that are less likely than this are left out of the likelihood
 MANY = 80.0  # people a bucket from which on counts are taken to be normal
+WIDEST = 1024  # distinct counts of a histogram, far more than people and noise make: a wider one is a lie, and taken as normal
 ROUNDS = 60  # of golden-section search: the interval shrinks by 0.618 each
 
 
@@ -41,7 +42,9 @@ class Likelihood(Protocol):
 def likelihood(one: IntArray, other: IntArray, epsilons: tuple[float, float]) -> Likelihood:
     """Of two histograms over the same buckets, (buckets,) each."""
     rates = [max(float(each.sum()), 1.0) / len(one) for each in (one, other)]
-    return (_Counted if max(rates) <= MANY else _Normal)(one, other, (rates[0], rates[1]), epsilons)
+    widest = max(int(each.max()) - int(each.min()) for each in (one, other))
+    exact = max(rates) <= MANY and widest < WIDEST
+    return (_Counted if exact else _Normal)(one, other, (rates[0], rates[1]), epsilons)
 
 
 def most_likely(found: Likelihood) -> float:

@@ -7,6 +7,7 @@ list and gives a neutral value back ("" or NaN or ()), so one reading finds ever
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar, final
 
@@ -118,7 +119,11 @@ class Section:
         value = self.take(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not abs(value) <= sys.float_info.max
+        ):
             self.say(key, f"must be a number, got {value!r}")
             return math.nan
         return float(value)
@@ -198,5 +203,5 @@ def as_level(value: object) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(int(value)) if float(value).is_integer() else str(value)
+        return str(int(value)) if isinstance(value, int) or value.is_integer() else str(value)
     return None

@@ -26,6 +26,7 @@ COUNTS: tuple[Counts, ...] = ("person", "row")
 OUTSIDE = "outside"  # of the months, or no date
 _MONTH = re.compile(r"(\d{4})-(\d{2})")
 MOST_MONTHS = 600
+LONGEST_NAME = 100
 
 
 @final
@@ -142,6 +143,11 @@ def read(values: Mapping[str, Any], contract: Contract) -> Workload:
     name = top.slug("name")
     known: dict[str, Attribute] = dict(_of_contract(contract))
     for own, value, path in top.named("attributes") if "attributes" in top else ():
+        if not own.isprintable() or len(own) > LONGEST_NAME:  # it is shown to who approves a plan
+            top.say(
+                "attributes",
+                f"must have names of printable letters, {LONGEST_NAME} at most, got {own[:LONGEST_NAME]!r}",
+            )
         known[own] = _attribute(own, Section(value, path, top.problems), contract)
     queries = tuple(_queries(top, known, contract.unit))
     top.close()
@@ -189,6 +195,8 @@ def _attribute(name: str, section: Section, contract: Contract) -> Attribute:
             if ends
             else []
         )
+        if len(set(ends)) < len(ends):
+            section.say("edges", "must differ in their first six digits, as levels are named by these")
         found = Group(name, column, tuple(Level(each) for each in names), tuple(edges))
     section.close()
     return found
@@ -205,7 +213,9 @@ def _months(name: str, column: str, section: Section, contract: Contract) -> Mon
             "column",
             f"must be the contract's column of dates, unit.order_by ({contract.unit.order_by}), got {column!r}",
         )
-    return Months(name, column, (int(first[1]), int(first[2])) if first else (2000, 1), months)
+    return Months(
+        name, column, (int(first[1]), int(first[2])) if first else (2000, 1), min(months, MOST_MONTHS)
+    )
 
 
 def _queries(top: Section, known: Mapping[str, Attribute], unit: Unit) -> Iterator[Query]:

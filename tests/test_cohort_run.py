@@ -466,12 +466,14 @@ def tampered(reply: CohortReply, kind: str) -> CohortReply:
         counts = counts[:, :-1]
     elif kind == "type":
         counts = counts.astype(np.int64)
+    elif kind == "people":
+        counts = np.full_like(counts, np.iinfo(counts.dtype).max)
     else:
         releases = (LaplaceRelease("cohort", "all", 1.0),)
     return CohortReply(reply.agency, counts, releases, reply.head)
 
 
-@pytest.mark.parametrize("kind", ["shape", "type", "charge"])
+@pytest.mark.parametrize("kind", ["shape", "type", "charge", "people"])
 def test_a_reply_that_is_not_as_agreed_is_rejected(
     kind: str, homes: dict[str, Path], experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

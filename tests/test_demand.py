@@ -445,6 +445,8 @@ def test_behind_masks_only_a_sum_is_known_and_it_is_the_sum(make_shared: MakeStu
         assert isinstance(event, SharedRelease)
         assert event.kind == "map"
     assert found["privacy"]["epsilon"] <= 4.0
+    to = found["privacy"]["epsilon_to"]
+    assert to["public"] < to["coordinator"] == found["privacy"]["epsilon"] < to["everybody"]
 
 
 def test_an_agency_that_fails_behind_masks_is_named_and_the_rest_is_summed(

@@ -225,8 +225,9 @@ def test_no_kind_of_line_has_a_field_for_anything_of_a_record() -> None:
 
 
 def test_the_types_of_orders_are_those_of_the_protocol() -> None:
-    sent = (p.READY, p.KEYS, p.DEAL, p.AGREE, p.OPEN, p.STATS, p.GREET, p.SEAL, p.COHORT, p.ROUND)
-    assert {name.partition(".")[2] for name in sent} | {"unknown"} == set(get_args(journal_lines.OrderType))
+    assert {name.partition(".")[2] for name in p.ORDERS} | {"unknown"} == set(
+        get_args(journal_lines.OrderType)
+    )
 
 
 # --- wired into the node ------------------------------------------------------------------------------

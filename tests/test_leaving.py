@@ -87,10 +87,12 @@ def test_a_statement_that_was_changed_or_is_anothers_is_refused(
 def test_destroyed_keys_are_gone_and_the_evidence_stays(home: Path) -> None:
     (home / "draws").mkdir()
     (home / "draws" / "ab.key").write_bytes(b"secret")
+    (home / "cohorts").mkdir()
+    (home / "cohorts" / "run-1.json").write_bytes(b"half of a secret")
     (home / "ledger.db").write_bytes(b"evidence")
     said = leaving.stop(home, How(destroy_keys=True, by="A. Khan", why="the project ended"), 1.0)
-    assert "destroyed: node.key, signing.key, draws/ab.key" in said
-    assert not list(home.rglob("*.key"))
+    assert "destroyed: node.key, signing.key, cohorts/run-1.json, draws/ab.key" in said
+    assert not [*home.rglob("*.key"), *home.rglob("run-1.json")]
     assert (home / "ledger.db").exists()
     assert json.loads((home / leaving.LEFT).read_text())["signature"], "it was signed before the key went"
 

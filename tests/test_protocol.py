@@ -22,6 +22,7 @@ from federation.protocol import (
     Greeted,
     Head,
     Keys,
+    MapReply,
     MaskedReply,
     Opened,
     Ready,
@@ -51,7 +52,7 @@ def test_an_order_survives_the_trip(plan: TrainPlan) -> None:
     sent = order(plan)
     got = wire.read_round_order(wire.pack_round_order(sent, 7))
     assert (got.plan, got.round, got.train, got.evaluate) == (plan, 3, True, ("tune",))
-    assert got.order_id == sent.order_id == f"run-1/3#{sent.digest[:16]}"
+    assert got.order_id == sent.order_id == f"run-1/3#{sent.digest}"
     for name, value in sent.weights.items():
         np.testing.assert_array_equal(got.weights[name], value)
         assert got.weights[name].dtype == value.dtype
@@ -142,6 +143,7 @@ def test_a_reply_has_no_other_field_than_these() -> None:
         Ready: {"agency", "head", "keeps"},
         RoundReply: {"agency", "delta", "tables", "releases", "head"},
         StatsReply: {"agency", "sums", "releases", "head"},
+        MapReply: {"agency", "numbers", "releases", "head"},
         CohortReply: {"agency", "counts", "releases", "head"},
         MaskedReply: {"agency", "vector", "releases", "head"},
         Greeted: {"agency", "greeting"},

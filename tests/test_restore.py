@@ -109,6 +109,8 @@ def test_a_copy_has_what_must_not_be_lost_and_nothing_that_must_not_come_back(
     AccessLog(fit / "access.db").close()
     (fit / "masks").mkdir()
     (fit / "masks" / "run.json").write_text("{}")
+    (fit / "cohorts").mkdir()
+    (fit / "cohorts" / "run.json").write_text("{}")
     assert list((fit / "draws").glob("*.reply")), "replies are kept there"
     copied = back_up(fit, fit.parent / "copy")
     names = set(copied.files)
@@ -446,7 +448,7 @@ def test_the_page_quotes_what_the_node_says() -> None:
 
 def test_the_page_names_the_files_that_are_copied() -> None:
     page = (DOCS / "restore.md").read_text()
-    for name in (*backup.DATABASES, *backup.FILES, SUMS, "draws/", "masks/", "log/journal.jsonl"):
+    for name in (*backup.DATABASES, *backup.FILES, SUMS, "draws/", "masks/", "cohorts/", "log/journal.jsonl"):
         assert f"`{name}`" in page, name
 
 

@@ -311,7 +311,7 @@ def test_a_table_is_charged_once_as_one_release_over_all(tmp_path: Path, plan: S
     assert (release.kind, release.part, release.noise_multiplier) == ("stats", "all", plan.sigma)
     assert release.split_id == node._split_id(plan)
     (order_id,) = {entry.order_id for entry in node.ledger.entries() if entry.action == "charge"}
-    assert order_id == f"run-1/stats/debt#{plan.sha256[:16]}"
+    assert order_id == f"run-1/stats/debt#{plan.sha256}"
     assert node.ledger.epsilon(plan.delta) == pytest.approx(0.5, abs=0.001)
     assert reply.releases == (plan.release(),)
     assert reply.head == node.head

@@ -2,8 +2,8 @@
 
 The journal is held still for the copy (a node at work waits a moment), the databases are copied by SQLite itself. So
 every charge in the copied ledger has its line in the copied journal, and every line its charge; the copy is checked
-before it counts. The records are not in it, nor is a database's password, nor what must never come back: `draws/`
-and `masks/` hold the randomness of orders at work, and with an old copy noise could be taken away or drawn twice.
+before it counts. The records are not in it, nor is a database's password, nor what must never come back: `draws/`,
+`masks/` and `cohorts/` hold the randomness of orders at work, and with an old copy noise could be taken away or drawn twice.
 """
 
 import contextlib

@@ -29,7 +29,7 @@ from clients.keys import KeyFileError, node_key
 
 LEFT = "left.json"
 SECRETS = ("node.key", "signing.key", "split.key")
-SECRET_FOLDERS = ("masks", "draws")
+SECRET_FOLDERS = ("masks", "cohorts", "draws")
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,11 @@ def _how(plan: MapPlan) -> str:
 
 def _price(plan: MapPlan, contract: Contract) -> str:
     spent = epsilon(plan.releases(), plan.delta)
+    worst = epsilon(plan.releases(), plan.delta, viewer="everybody")
+    to_all = f", {worst:.2f} to all the others together," if plan.circle is not None else ""
     if not math.isfinite(spent):
         return "without noise: there is no bound on what it says about a person"
-    return (
-        f"costs ε = {spent:.2f} (δ = {plan.delta:g}) of one {contract.unit.kind}, for all of these together"
-    )
+    return f"costs ε = {spent:.2f} (δ = {plan.delta:g}) of one {contract.unit.kind}{to_all or ','} for all of these together"
 
 
 def _noise(query: Query, design: Design, plan: MapPlan) -> str:

@@ -5,6 +5,7 @@ The result is `cohort.json` (schema 1), JSON-clean, every number of people as th
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,8 +47,10 @@ from federation.server.tracking import Tracker
 from models import cohort
 from models.disclosure import Disclosure
 from models.matchkey import WORDS
+from models.overlap import noise_variance
 from models.scores import LEVEL, NOTHING, Estimate
 
+MOST_PEOPLE = 100.0  # the most that an honest agency counts, for each person that it declares
 ATTEMPTS = 3  # to agree a secret when an agency fails half way
 IntArray = np.ndarray
 
@@ -212,6 +215,10 @@ def _problem(reply: object, plan: CohortPlan) -> str | None:
         return "the reply was charged as something else than was ordered"
     if reply.counts.shape != plan.shape or reply.counts.dtype != plan.dtype:
         return f"counts must have shape {plan.shape} and type {plan.dtype}"
+    noise = math.sqrt(reply.counts.size * noise_variance(plan.epsilon))
+    most = MOST_PEOPLE * plan.participant(reply.agency).public_size + 10 * noise
+    if abs(int(reply.counts.sum(dtype=np.int64))) > most:
+        return f"counts has more people than {MOST_PEOPLE:g} x its declared size"
     return None
 
 

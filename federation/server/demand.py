@@ -21,7 +21,7 @@ from federation.experiment import Experiment
 from federation.plan import Participant
 from federation.privacy import Event, epsilon, epsilon_at_several
 from federation.protocol import MapOrder, MapReply
-from federation.release import Release, SharedRelease
+from federation.release import VIEWERS, Release, SharedRelease
 from federation.server import masked
 from federation.server.exchange import (
     NOT_A_REPLY,
@@ -423,7 +423,10 @@ def _agency(
 def _privacy(
     experiment: Experiment, plan: MapPlan, facts: RunFacts, spent: Sequence[Sequence[Event]]
 ) -> dict[str, Any]:
-    """The guarantee with its unit, adjacency, δ and accountant next to it, alone and with the training planned."""
+    """The guarantee with its unit, adjacency, δ and accountant next to it, alone and with the training planned.
+
+    `epsilon`, also at several agencies, is to the coordinator with the plan's colluders; `epsilon_to` is to each viewer.
+    """
     unit = experiment.data_contract.unit
     several = {m: epsilon_at_several(spent, plan.delta, m) for m in (1, 2, 3) if m <= len(spent)}
     return {
@@ -436,6 +439,7 @@ def _privacy(
         "rows": unit.rows,
         "ledger": "this run alone" if facts.simulation else "lifetime",
         "epsilon": finite(epsilon(plan.releases(), plan.delta)),
+        "epsilon_to": {v: finite(epsilon(plan.releases(), plan.delta, viewer=v)) for v in VIEWERS},
         "epsilon_at_several_agencies": {str(m): finite(value) for m, value in several.items()},
         "epsilon_with_training": _with_training(experiment, plan),
     }
