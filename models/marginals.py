@@ -274,13 +274,7 @@ def plan(
     asked = tuple(dict.fromkeys(in_order(table, sizes) for table in tables))
     if not asked:
         raise WorkloadError("a workload needs one table at least")
-    for table in asked:
-        cells = math.prod(sizes[name] for name in table)
-        if cells > MOST_CELLS:
-            raise WorkloadError(
-                f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
-                "coarser attributes"
-            )
+    _must_be_small(sizes, asked)
     every = {part for table in asked for part in subsets(table)}
     numbers = sum(math.prod(sizes[name] - 1 for name in part) for part in every)
     if numbers > MOST_CELLS:
@@ -308,9 +302,25 @@ def least_error(
     residual A, is m_A^2 times an eigenvalue of the workload's Gram over the size n of the domain: so this is the bound
     (sum of singular values)^2 / n, below which no linear release gets (Li and Miklau, Optimal error of query sets under
     the differentially-private matrix mechanism, ICDT 2013, arXiv:1202.3399).
+
+    Raises:
+        WorkloadError: a table has more cells than `MOST_CELLS`.
     """
-    cost, error = _costs(sizes, tuple(tables), weights or {})
+    asked = tuple(tables)
+    _must_be_small(sizes, asked)
+    cost, error = _costs(sizes, asked, weights or {})
     return math.fsum(math.sqrt(cost[part] * error[part]) for part in cost) ** 2
+
+
+def _must_be_small(sizes: Mapping[str, int], tables: Iterable[Attributes]) -> None:
+    """Before their subsets are listed, of which a table of 30 attributes has a thousand million."""
+    for table in tables:
+        cells = math.prod(sizes[name] for name in table)
+        if cells > MOST_CELLS:
+            raise WorkloadError(
+                f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
+                "coarser attributes"
+            )
 
 
 def _costs(
