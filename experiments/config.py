@@ -52,8 +52,13 @@ class MapSettings(Agreed):
 
     @field_validator("without", mode="before")
     @classmethod
-    def _everything(cls, value: object) -> object:
-        return {} if value is None else value
+    def _lists_by_agency(cls, value: object) -> object:
+        found = {} if value is None else value
+        if not isinstance(found, dict) or not all(isinstance(each, list | tuple) for each in found.values()):
+            raise ValueError(
+                f"must name agencies, each with a list of columns, as in {{police: [sex]}}, got {value!r}"
+            )
+        return found
 
     @field_validator("workload")
     @classmethod
@@ -357,9 +362,10 @@ def _hint(key: str, config: DictConfig) -> str:
         return (
             f" here, but of {' and of '.join(f'{group}={choice}' for choice in choices)}: choose that first;"
         )
-    if group and OmegaConf.select(config, group) is None and group in _keys(OmegaConf.to_container(config)):
-        return f" yet: write {group}={{{inner}: ...}}, or +{key}=...;"
     keys = _keys(OmegaConf.to_container(config))
+    parent, _, leaf = key.rpartition(".")
+    if parent in keys and OmegaConf.select(config, parent) is None:
+        return f" yet: write {parent}={{{leaf}: ...}};"
     near = [known for known in keys if known.rpartition(".")[2] == key]
     near = near or difflib.get_close_matches(key, keys, n=1)
     return f": did you mean {near[0]}?" if near else ":"

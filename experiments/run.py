@@ -290,11 +290,11 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def why_absent(facts: Mapping[str, Any]) -> str:
-    """An agency's status and reason, as a person reads them; a bare code is its own log's to explain."""
-    reason = facts["reason"]
+    """Why an agency is not in a result, as a person reads it; a code is its own log's to explain."""
+    status, reason = str(facts["status"]), facts["reason"]
     if reason is None or not reason.isupper():
-        return f"{facts['status']}" if reason is None else str(reason)
-    return f"{facts['status']} ({reason}); its own log says why"
+        return status if reason is None else str(reason)
+    return f"{status}{'' if reason == status.upper() else f' ({reason})'}; its own log says why"
 
 
 def new_run_id(name: str) -> str:
