@@ -58,6 +58,8 @@ def map_from(
     console = Console(highlight=False, stderr=as_json)
     show_plan(console, study.experiment, request, plan_file)
     if plan_only:
+        if as_json:
+            print(json.dumps(planned(study.experiment, request), indent=2, ensure_ascii=False))
         return None
     job, nodes = _prepare(study, folder, request)
     with console.status(f"asking {len(nodes)} agencies, and reading their answers"):
@@ -299,6 +301,29 @@ def show_plan(
             f"would be (no release could do better than {whole.ratio_bound:.0%})",
             soft_wrap=True,
         )
+
+
+def planned(experiment: Experiment, request: MapRequest) -> dict[str, Any]:
+    """The same as JSON: each answer by its keys in map.json, before anything is spent."""
+    plan = request.plan
+    price = None if plan.mechanism == "none" else epsilon_at_several([list(plan.releases())], plan.delta, 1)
+    return {
+        "kind": "map-plan",
+        "plan_sha256": plan.sha256,
+        "epsilon": price,
+        "queries": [
+            {
+                "name": promise.query.name,
+                "agencies": list(promise.agencies),
+                "numbers": promise.cells,
+                "planned_sd": promise.together,
+                "least": promise.least,
+                "epsilon_for_minimum": promise.needs,
+            }
+            for promise in promises(experiment, plan)
+        ],
+        "not_asked": [json.loads(each.canonical) for each in request.not_asked],
+    }
 
 
 def _price(experiment: Experiment, plan: MapPlan) -> str:

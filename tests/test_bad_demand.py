@@ -260,6 +260,10 @@ def test_json_is_all_there_is_on_stdout(three: Path, tmp_path: Path) -> None:
     assert done.code == 0
     assert json.loads(done.out) == result(tmp_path)[1]
     assert "before anything is spent" in done.err
+    done = drawn(three, tmp_path, "--json", "--plan", "map.epsilon=2")
+    (both, sex) = json.loads(done.out)["queries"]
+    assert (both["numbers"], sex["agencies"]) == (8, ["north", "clinic", "south"])
+    assert sex["planned_sd"] == pytest.approx(result(tmp_path)[1]["queries"][1]["planned_sd"])
 
 
 # --- what agencies do -----------------------------------------------------------------------------------
