@@ -65,6 +65,8 @@ def _yaml_mapping(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise DataError(f"{path} is not valid YAML{where}") from None
+    except ValueError as error:  # YAML reads 2024-02-30 as a day
+        raise DataError(f"{path} has a date that there is not: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} must be a YAML mapping, got {type(value).__name__}")
     return value

@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 Answer = TypeVar("Answer")
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+KEY_VALUE = "[OPTIONS] [KEY=VALUE]..."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the last line.")]
 PlanFile = Annotated[
     Path | None,
@@ -25,7 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train one private, federated risk model across agencies, and compare what it costs.",
+    rich_markup_mode="markdown",  # else [overrides] is read as markup, and lines of a docstring are not joined
+    help="Learn across agencies without linking anybody: map demand, count whom they both know, train one private risk "
+    "model, and compare what it costs. New here? Try `fedrisk map experiment=pilot`, on a made-up town.",
 )
 app.add_typer(coordinator, name="coordinator")
 
@@ -184,7 +187,7 @@ def stats(
     guarded(lambda: stats_from(column, context.args, epsilon=epsilon, quantiles=quantiles, as_json=as_json))
 
 
-@app.command("map", context_settings=PASS_ON | {"help_option_names": ["--help"]})
+@app.command("map", context_settings=PASS_ON | {"help_option_names": ["--help"]}, options_metavar=KEY_VALUE)
 def demand_map(
     context: typer.Context,
     plan: Annotated[
@@ -202,9 +205,14 @@ def demand_map(
     All queries of a workload (conf/map) are one charged release of each agency. Before anything is spent it says how
     exactly each answer will be known and what that costs. Writes map.json, map.html and a CSV for each answer.
 
-    Examples: fedrisk map experiment=pilot map.epsilon=0.5
-    fedrisk map experiment=pilot --plan
-    fedrisk map experiment=own map=own map.workload=workload.yaml data.agencies=agencies.yaml --superlink coordinator
+    Examples: fedrisk map experiment=pilot --plan
+
+    fedrisk map experiment=pilot map.epsilon=0.5
+
+    fedrisk map experiment=own data.agencies=agencies.yaml map=own map.workload=workload.yaml
+
+    The same of deployed agencies, one of which may not be asked for a column: add
+    --superlink coordinator "map.without={police: [sex]}"
     """
     from experiments.demand import map_from, submit_map
 
@@ -214,7 +222,10 @@ def demand_map(
     guarded(lambda: map_from(context.args, plan_only=plan, plan_file=plan_file, as_json=as_json))
 
 
-@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"]})
+@app.command(
+    context_settings=PASS_ON | {"help_option_names": ["--help"]},
+    options_metavar=f"AGENCY AGENCY [AGENCY] {KEY_VALUE}",
+)
 def cohort(
     context: typer.Context,
     epsilon: Annotated[
@@ -229,14 +240,16 @@ def cohort(
         typer.Option(help="Ask deployed agencies: a coordinator's folder, or a name in ~/.flwr/config.toml."),
     ] = None,
 ) -> None:
-    """How many people two or three agencies both know, with an interval: fedrisk cohort A B [C] [overrides]
+    """How many people two or three agencies both know, with an interval.
 
     No identifier is shared and nobody is matched: each agency sends one noised histogram of hashes under a secret
     that the agencies agree and the coordinator never has. The contract's `match` says who is the same person. What it
     spends, and how close the number will be, is printed first. Deployed agencies must list the columns in map_columns
     and each other in cohort_peers of policy.toml.
 
-    Example: fedrisk cohort police health experiment=own data.agencies=agencies.yaml --epsilon 1 --by sex
+    Examples: fedrisk cohort police health experiment=pilot
+
+    fedrisk cohort police health experiment=own data.agencies=agencies.yaml --epsilon 1 --by sex
     """
     from experiments.cohort import cohort_from, submit_cohort
 
@@ -274,6 +287,7 @@ def retest(
     Each agency charges one table of its test people, and nothing is trained. Writes retest.json and retest.html.
 
     Examples: fedrisk retest outputs/own-20310304-120000-1a2b data.agencies=this-year/agencies.yaml --threshold "AUC below 0.70"
+
     fedrisk retest coordinator/outputs/pilot-20310304-120000-1a2b --superlink coordinator --decision panel
     """
     from experiments.retest import DUE, retest_from, submit_retest
@@ -333,7 +347,9 @@ def pilot_data(
 ) -> None:
     """Write made-up tables of two agencies or more, their contract and what to ask, to try all of it with nobody's data.
 
-    Example: fedrisk pilot-data town
+    Examples: fedrisk pilot-data town
+
+    fedrisk pilot-data town --agencies police,health,housing --people 0.5
     """
     from experiments.pilot_data import write_pilot_data
 

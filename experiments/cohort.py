@@ -14,7 +14,8 @@ from rich.table import Table
 
 from experiments.agencies import DataError
 from experiments.config import Study, compose, read
-from experiments.run import log_to_file, new_run_id, with_whole_paths
+from experiments.demand import for_counting
+from experiments.run import explained, log_to_file, must_be_simulated, new_run_id, with_whole_paths
 from federation.cohort import EPSILONS, CohortPlan, CohortRequest, columns_of, levels_of, why_not
 from federation.experiment import Experiment, SettingsError, checked
 from federation.server.app import run_cohort_job
@@ -33,15 +34,18 @@ def cohort_from(
     `words`: names of agencies, and overrides. `SettingsError`, `DataError`, `RunError`.
     """
     names, overrides = names_and_overrides(words)
-    study = read(compose(overrides))
+    study = read(compose(for_counting(overrides)))
     settings = study.experiment.settings
+    must_be_simulated(study.experiment, "fedrisk cohort --superlink COORDINATOR")
     folder = Path(settings.output) / new_run_id(f"{settings.name[:37]}-cohort")
     plan = cohort_plan(study.experiment, folder.name, names, epsilon, by, simulation=True)
     if not as_json:
         before(plan, study.experiment)
     nodes, tracker = _prepare(study, folder, plan)
     facts = RunFacts(folder.name, settings.engine.name, True)
-    found = _run(CohortJob(study.experiment, facts, folder, CohortRequest(plan=plan), tracker), nodes)
+    job = CohortJob(study.experiment, facts, folder, CohortRequest(plan=plan), tracker)
+    with Console(highlight=False, stderr=as_json).status(f"asking {' and '.join(plan.of)}"):
+        found = _run(job, nodes)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -56,7 +60,7 @@ def submit_cohort(
     from experiments import engines
 
     names, overrides = names_and_overrides(words)
-    study = read(compose([*overrides, "engine=superlink"]), tables=False)
+    study = read(compose([*for_counting(overrides), "engine=superlink"]), tables=False)
     settings = with_whole_paths(study.experiment.settings, engines.home_of(superlink))
     experiment = study.experiment.but(settings=settings)
     run_id = new_run_id(f"{settings.name[:37]}-cohort")
@@ -168,7 +172,8 @@ def _run(job: CohortJob, nodes: Sequence[Path]) -> dict[str, Any]:
     from experiments.engines import simulate
 
     log_to_file(job.folder)
-    return simulate(lambda grid: run_cohort_job(grid, job), nodes, job.experiment.settings.engine.name)
+    with explained(job.folder):
+        return simulate(lambda grid: run_cohort_job(grid, job), nodes, job.experiment.settings.engine.name)
 
 
 # --- the screen ---------------------------------------------------------------------------------------
@@ -179,6 +184,11 @@ def before(plan: CohortPlan, experiment: Experiment) -> None:
     console, match = Console(highlight=False), experiment.data_contract.match
     assert match is not None
     console.print(f"one person at two agencies: {WORDS[match.rule]}", soft_wrap=True)
+    if experiment.settings.privacy.mechanism != "local":
+        console.print(
+            f"noise   each agency's own, always: privacy={experiment.settings.privacy.mechanism} is of maps and training",
+            soft_wrap=True,
+        )
     console.print(
         f"spends  ε = {plan.epsilon:g} at each agency, δ = 0, of everybody on its list; a person whom {len(plan.of)} of them "
         f"know spends {' + '.join([f'{plan.epsilon:g}'] * len(plan.of))} = {len(plan.of) * plan.epsilon:g}",

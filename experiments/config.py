@@ -50,6 +50,16 @@ class MapSettings(Agreed):
     without: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     workload: Any = None
 
+    @field_validator("without", mode="before")
+    @classmethod
+    def _lists_by_agency(cls, value: object) -> object:
+        found = {} if value is None else value
+        if not isinstance(found, dict) or not all(isinstance(each, list | tuple) for each in found.values()):
+            raise ValueError(
+                f"must name agencies, each with a list of columns, as in {{police: [sex]}}, got {value!r}"
+            )
+        return found
+
     @field_validator("workload")
     @classmethod
     def _mapping_or_path(cls, value: object) -> object:
@@ -71,7 +81,8 @@ class MapSettings(Agreed):
         if self.workload is None:
             choices = sorted(path.stem for path in (CONF / "map").glob("*.yaml") if path.stem != "none")
             raise SettingsError(
-                f"map is none, so nothing is asked: choose map={', '.join(choices[:-1])} or {choices[-1]}"
+                "map is none, so nothing is asked: write map.workload=FILE.yaml with queries of your own, or choose "
+                f"map={', '.join(choices[:-1])} or {choices[-1]}"
             )
         problems = [
             f"map.without names {name!r}, which is no agency here: known are {', '.join(agencies)}"
@@ -268,13 +279,20 @@ def _contract(values: Mapping[str, Any], where: str) -> Contract:
 
 def _read_yaml(path: Path, what: str = "contract") -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError:
-        raise SettingsError(f"the {what} {path} cannot be read") from None
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the {what} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the {what} {path} is not UTF-8 text: save it again as UTF-8") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"the {what} {path} is not YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        why = getattr(error, "problem", None) or "it cannot be read"
+        raise SettingsError(f"the {what} {path} is not YAML{where}: {why}") from None
+    except ValueError as error:  # YAML reads 2024-02-30 as a day
+        raise SettingsError(f"the {what} {path} has a date that there is not: {error}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"the {what} {path} must be a mapping")
+        raise SettingsError(f"the {what} {path} must be a mapping of settings, as in `name: ...`")
     return values
 
 
@@ -315,6 +333,8 @@ def _what_is_wrong(override: str, error: Exception, config: DictConfig) -> str:
     from hydra.errors import OverrideParseException
 
     key, value = _key(override), override.partition("=")[2]
+    if override.startswith("-"):
+        return f"{override!r} is not an option of this command: `--help` shows those there are"
     if "=" not in override.lstrip("=") and not override.startswith("~"):
         return f"{override!r} is not an override: write it as key=value"
     if isinstance(error, OverrideParseException):
@@ -343,6 +363,9 @@ def _hint(key: str, config: DictConfig) -> str:
             f" here, but of {' and of '.join(f'{group}={choice}' for choice in choices)}: choose that first;"
         )
     keys = _keys(OmegaConf.to_container(config))
+    parent, _, leaf = key.rpartition(".")
+    if parent in keys and OmegaConf.select(config, parent) is None:
+        return f" yet: write {parent}={{{leaf}: ...}};"
     near = [known for known in keys if known.rpartition(".")[2] == key]
     near = near or difflib.get_close_matches(key, keys, n=1)
     return f": did you mean {near[0]}?" if near else ":"

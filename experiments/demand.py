@@ -13,7 +13,15 @@ from rich.table import Table
 
 from experiments.agencies import DataError
 from experiments.config import MapSettings, Study, compose, read
-from experiments.run import log_to_file, new_run_id, where_tracked, with_whole_paths
+from experiments.run import (
+    explained,
+    log_to_file,
+    must_be_simulated,
+    new_run_id,
+    where_tracked,
+    why_absent,
+    with_whole_paths,
+)
 from experiments.stats import number
 from federation.demand import MapPlan, MapRequest, NotAsked
 from federation.experiment import Experiment, SettingsError, checked
@@ -28,6 +36,9 @@ from models.workload import Workload
 from models.workload import read as read_workload
 
 BITS = 64
+TOO_LITTLE = (
+    "map.epsilon={:g} is too little: no agency can draw as much noise as that takes; ask for more, as 0.1"
+)
 
 
 def map_from(
@@ -40,15 +51,19 @@ def map_from(
     """Compose, say what will be known and what it costs, ask every simulated agency, write map.json and the page, show
     them; None where only the plan was asked for. `SettingsError`, `DataError`, `RunError`.
     """
-    study = read(compose(untrained(overrides)))
+    study = read(compose(for_counting(overrides)))
+    must_be_simulated(study.experiment, "fedrisk map --superlink COORDINATOR")
     folder = Path(study.experiment.settings.output) / new_run_id(f"{study.experiment.settings.name[:40]}-map")
     request = request_of(study, folder.name, simulation=True)
     console = Console(highlight=False, stderr=as_json)
     show_plan(console, study.experiment, request, plan_file)
     if plan_only:
+        if as_json:
+            print(json.dumps(planned(study.experiment, request), indent=2, ensure_ascii=False))
         return None
     job, nodes = _prepare(study, folder, request)
-    found = _run(job, nodes)
+    with console.status(f"asking {len(nodes)} agencies, and reading their answers"):
+        found = _run(job, nodes)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -64,7 +79,7 @@ def submit_map(
     """Compose, check, say what it will cost, and hand over a map; nothing of a table is read here."""
     from experiments import engines
 
-    study = read(compose([*untrained(overrides), "engine=superlink"]), tables=False)
+    study = read(compose([*for_counting(overrides), "engine=superlink"]), tables=False)
     experiment = study.experiment.but(
         settings=with_whole_paths(study.experiment.settings, engines.home_of(superlink))
     )
@@ -82,13 +97,13 @@ def submit_map(
     print(f"watch   {flwr} log {handed} {name} --stream")
 
 
-def untrained(overrides: Sequence[str]) -> list[str]:
-    """With what shared noise asks of a training, which a map has none of: its settings are checked all the same."""
-    shared = "privacy=shared" in overrides and not any(each.startswith("strategy=") for each in overrides)
-    return [*overrides, "strategy=dp_fedsgd", "local.steps=1"] if shared else list(overrides)
-
-
 # --- the plan -----------------------------------------------------------------------------------------
+
+
+def for_counting(overrides: Sequence[str]) -> list[str]:
+    """With what privacy=shared asks of a training, where no strategy is named: here nothing is trained."""
+    shared = "privacy=shared" in overrides and not any(each.startswith("strategy=") for each in overrides)
+    return [*overrides, *(["strategy=dp_fedsgd", "local.steps=1"] if shared else [])]
 
 
 def request_of(study: Study, run_id: str, *, simulation: bool) -> MapRequest:
@@ -111,8 +126,8 @@ def map_plan(
     if privacy.mechanism != "none":
         try:
             noise = noise_for(wanted.epsilon, privacy.delta, 1.0, 1, shared=shared)
-        except ValueError as error:
-            raise SettingsError(f"map.epsilon: {error}") from None
+        except ValueError:
+            raise SettingsError(TOO_LITTLE.format(wanted.epsilon)) from None
     values = {
         "run_id": run_id,
         "experiment": settings.name,
@@ -131,12 +146,24 @@ def map_plan(
     if shared:
         values["circle"] = _circle(experiment, workload)
     plan = checked(MapPlan, values)
+    _must_be_drawn(plan, experiment, wanted)
+    return plan
+
+
+def _must_be_drawn(plan: MapPlan, experiment: Experiment, wanted: MapSettings) -> None:
+    """`SettingsError` where every agency would refuse: a workload that is too large, or noise that nobody can draw."""
+    from clients import counting
+
+    contract = experiment.data_contract
     try:
-        for participant in experiment.participants:
-            plan.design_of(experiment.data_contract, participant.name)
+        held = [p.name for p in experiment.participants if plan.design_of(contract, p.name) is not None]
     except Refused as refused:
         raise SettingsError(f"map.{refused.sentence}") from None
-    return plan
+    try:
+        for name in held:
+            counting.design_of(plan, contract, name)
+    except Refused:
+        raise SettingsError(TOO_LITTLE.format(wanted.epsilon)) from None
 
 
 def _circle(experiment: Experiment, workload: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +261,8 @@ def _run(job: MapJob, nodes: Sequence[Path]) -> dict[str, Any]:
     from experiments.engines import simulate
 
     log_to_file(job.folder)
-    return simulate(lambda grid: run_map_job(grid, job), nodes, job.experiment.settings.engine.name)
+    with explained(job.folder):
+        return simulate(lambda grid: run_map_job(grid, job), nodes, job.experiment.settings.engine.name)
 
 
 # --- the screen ---------------------------------------------------------------------------------------
@@ -267,12 +295,35 @@ def show_plan(
         console.print(f"  [yellow]not asked[/]: {escape(each.query)}: {escape(each.why)}", soft_wrap=True)
     console.print(_price(experiment, plan), soft_wrap=True)
     whole = design(plan.asked(experiment.data_contract), experiment.data_contract.unit.rows)
-    if plan.mechanism != "none" and whole.ratio < 0.995:
+    if whole.ratio < 0.995 and plan.mechanism != "none":
         console.print(
             f"gain    asked as one release, they are off by {whole.ratio:.0%} of what separate releases of the same total ε "
             f"would be (no release could do better than {whole.ratio_bound:.0%})",
             soft_wrap=True,
         )
+
+
+def planned(experiment: Experiment, request: MapRequest) -> dict[str, Any]:
+    """The same as JSON: each answer by its keys in map.json, before anything is spent."""
+    plan = request.plan
+    price = None if plan.mechanism == "none" else epsilon_at_several([list(plan.releases())], plan.delta, 1)
+    return {
+        "kind": "map-plan",
+        "plan_sha256": plan.sha256,
+        "epsilon": price,
+        "queries": [
+            {
+                "name": promise.query.name,
+                "agencies": list(promise.agencies),
+                "numbers": promise.cells,
+                "planned_sd": promise.together,
+                "least": promise.least,
+                "epsilon_for_minimum": promise.needs,
+            }
+            for promise in promises(experiment, plan)
+        ],
+        "not_asked": [json.loads(each.canonical) for each in request.not_asked],
+    }
 
 
 def _price(experiment: Experiment, plan: MapPlan) -> str:
@@ -310,10 +361,11 @@ def show(console: Console, found: Mapping[str, Any], folder: Path) -> None:
     )
     for name, facts in found["agencies"].items():
         if facts["status"] != "counted":
-            console.print(f"  [yellow]{name} is not in it[/]: {facts['reason']}")
+            console.print(f"  [yellow]{name} is not in it[/]: {why_absent(facts)}", soft_wrap=True)
     cells = [cell for query in found["queries"] for cell in (query["together"] or {"cells": []})["cells"]]
     told = sum(cell["publishable"] for cell in cells)
-    console.print(f"told    {told:,} of {len(cells):,} numbers; the page says what the others would take")
+    rest = "" if told == len(cells) else "; the page says what the others would take"
+    console.print(f"told    {told:,} of {len(cells):,} numbers{rest}", soft_wrap=True)
     privacy = found["privacy"]
     if privacy["epsilon"] is not None:
         console.print(

@@ -178,7 +178,7 @@ class Options:
         unknown = [name for name in self.agencies if name not in NAMES]
         if unknown or not self.agencies or len(set(self.agencies)) < len(self.agencies):
             raise ValueError(
-                f"agencies must list some of {', '.join(NAMES)}, each once, got {list(self.agencies)!r}"
+                f"agencies must list some of {', '.join(NAMES)}, each once, got {', '.join(self.agencies) or 'none'}"
             )
 
 

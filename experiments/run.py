@@ -1,11 +1,12 @@
 """Start a run, resume it, submit it, or check the tables first."""
 
+import contextlib
 import logging
 import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,7 @@ def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
 def run_study(study: Study, *, quiet: bool = False) -> dict[str, Any]:
     """A new run of `study` in its own folder; returns the result. What cannot start leaves no folder."""
     settings = study.experiment.settings
-    if settings.engine.name == "superlink":
-        raise SettingsError("engine=superlink runs on a deployed federation: use `fedrisk submit SUPERLINK`")
+    must_be_simulated(study.experiment, "fedrisk submit SUPERLINK")
     folder = Path(settings.output) / new_run_id(settings.name)
     folder.mkdir(parents=True)
     try:
@@ -270,6 +270,31 @@ def _to_put_right(agency: str, heading: str, line: str) -> str:
     table = heading.partition(" does not fit ")[0]
     problem = line.removeprefix("- ")
     return f"{agency}: {problem}: correct {table} or the contract, or leave {agency} out of agencies.yaml"
+
+
+def must_be_simulated(experiment: Experiment, command: str) -> None:
+    """`SettingsError` where the settings ask for deployed agencies, which `command` reaches."""
+    if experiment.settings.engine.name == "superlink":
+        raise SettingsError(f"engine=superlink runs on a deployed federation: use `{command}`")
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Of a simulation that trains nothing: what went wrong, where its agencies' logs are, and that what they charged stays."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunError(f"stopped; what the agencies had charged is in {folder}/nodes: ask again") from None
+    except RunError as error:
+        raise RunError(f"{error} (here: {folder}/nodes/AGENCY/log/node.log)") from None
+
+
+def why_absent(facts: Mapping[str, Any]) -> str:
+    """Why an agency is not in a result, as a person reads it; a code is its own log's to explain."""
+    status, reason = str(facts["status"]), facts["reason"]
+    if reason is None or not reason.isupper():
+        return status if reason is None else str(reason)
+    return f"{status}{'' if reason == status.upper() else f' ({reason})'}; its own log says why"
 
 
 def new_run_id(name: str) -> str:

@@ -7,6 +7,7 @@ publication; what is written here has no count in it.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,7 +51,7 @@ def signs_from(
     """
     maps = [read_map(path) for path in paths]
     if len({one.run_id for one in maps}) < len(maps):
-        raise SettingsError("a map is named twice")
+        raise SettingsError("a map is named twice: name each once")
     series, left_out = long_enough(in_common(maps), max_lag)
     try:
         signs = find_signs(series, max_lag=max_lag)
@@ -76,10 +77,12 @@ def read_map(path: Path) -> Map:
     """The map in a folder, or whose map.json `path` is; `SettingsError` where there is none."""
     folder = path if path.is_dir() else path.parent
     found = _json(folder / MAP)
-    if found.get("kind") != "map" or found.get("schema") != 1:
-        raise SettingsError(f"{folder / MAP} is not a demand map of schema 1")
-    privacy = found.get("privacy", {})
-    return Map(folder, str(found["run_id"]), privacy.get("epsilon"), tuple(series_of(folder)))
+    run_id, privacy = found.get("run_id"), found.get("privacy")
+    whole = isinstance(run_id, str) and isinstance(privacy, dict)
+    if found.get("kind") != "map" or found.get("schema") != 1 or not whole:
+        raise SettingsError(f"{folder / MAP} is not a demand map of schema 1, as `fedrisk map` writes it")
+    assert isinstance(privacy, dict)
+    return Map(folder, str(run_id), privacy.get("epsilon"), tuple(series_of(folder)))
 
 
 def series_of(folder: Path) -> list[Series]:
@@ -92,8 +95,12 @@ def series_of(folder: Path) -> list[Series]:
     for number, each in enumerate(listed, 1):
         try:
             found.append(_series(each))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError):
+            raise SettingsError(f"{path}: series {number} is not as `fedrisk map` writes it") from None
+        except ValueError as error:
             raise SettingsError(f"{path}: series {number} cannot be read: {error}") from None
+    if len({each.name for each in found}) < len(found):
+        raise SettingsError(f"{path} has two series of one name")
     return found
 
 
@@ -101,6 +108,8 @@ def _series(each: Mapping[str, Any]) -> Series:
     counts = [[math.nan if count is None else float(count) for count in row] for row in each["counts"]]
     sd = [[math.nan if one is None else float(one) for one in row] for row in each["sd"]]
     name, agency, query = (str(each[key]) for key in ("name", "agency", "query"))
+    if odd := [month for month in each["months"] if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month)]:
+        raise ValueError(f"months must be as 2024-01, got {odd[0]!r}")
     return Series(name, agency, query, each["areas"], each["months"], counts, sd)
 
 
@@ -128,7 +137,9 @@ def in_common(maps: Sequence[Map]) -> list[Series]:
     months = sorted(set[str].intersection(*({*each.months} for each in series)))
     if not months:
         spans = sorted({f"{min(each.months)} to {max(each.months)}" for each in series})
-        raise SettingsError(f"the series have no month in common: {', '.join(spans)}")
+        raise SettingsError(
+            f"the series have no month in common: {', '.join(spans)}; draw the maps over the same months"
+        )
     places = [int(month[:4]) * 12 + int(month[5:7]) for month in months]
     if places != list(range(places[0], places[0] + len(places))):
         raise SettingsError("the months that all series have are not in a row: signs need every month")
@@ -149,10 +160,18 @@ def long_enough(series: Sequence[Series], max_lag: int) -> tuple[list[Series], l
     if not kept:
         return list(series), []
     return kept, [
-        {"name": each.name, "why": f"has {len(each.months)} months and needs {need[each.name]}"}
+        {
+            "name": each.name,
+            "why": f"has {len(each.months)} months in {areas(len(each.areas))} and needs {need[each.name]}",
+        }
         for each in series
         if len(each.months) < need[each.name]
     ]
+
+
+def areas(count: int) -> str:
+    """1 area, 2 areas."""
+    return f"{count} area{'s' * (count > 1)}"
 
 
 # --- what is written ------------------------------------------------------------------------------------

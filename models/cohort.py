@@ -85,8 +85,9 @@ def size(histogram: IntArray, epsilon: float, level: float = LEVEL) -> Estimate:
 def both(one: IntArray, other: IntArray, epsilons: tuple[float, float], level: float = LEVEL) -> Estimate:
     """How many people are in both lists. `one` and `other`: noised histograms over the same buckets, (buckets,).
 
-    The interval is where the likelihood ratio is not below what `level` allows (Wilks). Publishable where it
-    does not reach 0.
+    The interval is where the likelihood ratio is not below what `level` allows (Wilks). The likelihood takes the lists'
+    lengths as their histograms tell them; where that comes near the shorter one's, of which all may be in the other,
+    the interval goes as far as that length itself may. Publishable where it does not reach 0.
     """
     if one.shape != other.shape or one.ndim != 1:
         raise ValueError(f"histograms must be of the same buckets, got {one.shape} and {other.shape}")
@@ -95,7 +96,17 @@ def both(one: IntArray, other: IntArray, epsilons: tuple[float, float], level: f
     enough = found.at(best) - quantile(level) ** 2 / 2
     low = overlap.crossing(found, 0.0, best, enough)
     high = overlap.crossing(found, found.most, best, enough)
+    longest = min(
+        _longest(histogram, epsilon, level) for histogram, epsilon in zip((one, other), epsilons, strict=True)
+    )
+    if high > 2 * found.most - longest:
+        high = max(high, longest)
     return Estimate(best, low, high, low > 0)
+
+
+def _longest(histogram: IntArray, epsilon: float, level: float) -> float:
+    """The upper end of how many people are in one histogram."""
+    return size(histogram, epsilon, level).high or 0.0
 
 
 def core(histograms: Sequence[IntArray], level: float = LEVEL) -> Estimate:

@@ -157,10 +157,12 @@ class Design:
         return Least(max(noise, float(disclosure.minimum)), factor)
 
     def _noise(self, query: Query, variance: float) -> FloatArray:
-        return _noise(query, self.workload, self._nothing(variance).tables[query.counts])
+        return variance * _noise(query, self.workload, self._nothing.tables[query.counts])
 
-    def _nothing(self, variance: float) -> "Reading":
-        return self.read(np.zeros(self.numbers), variance)
+    @cached_property
+    def _nothing(self) -> "Reading":
+        """A release of zeros with noise of variance 1: its variances are those of any, but for the factor."""
+        return self.read(np.zeros(self.numbers), 1.0)
 
     @cached_property
     def ratio(self) -> float:
@@ -171,11 +173,11 @@ class Design:
         what one of (sum_t s_t^-2)^(-1/2) costs, and the error is least for the same s_t at each table: with k_t rows of
         one person in table t, it is (sum_t k_t)^2.
         """
-        tables = self._nothing(self.sensitivity**2).tables
+        tables = self._nothing.tables
         error = math.fsum(
             float(found.variance(of).mean()) for found in tables.values() for of in found.strategy.tables
         )
-        return math.sqrt(error) / self._separate
+        return self.sensitivity * math.sqrt(error) / self._separate
 
     @cached_property
     def ratio_bound(self) -> float:

@@ -332,6 +332,9 @@ def least_error(
     residual A, is m_A^2 times an eigenvalue of the workload's Gram over the size n of the domain: so this is the bound
     (sum of singular values)^2 / n, below which no linear release gets (Li and Miklau, Optimal error of query sets under
     the differentially-private matrix mechanism, ICDT 2013, arXiv:1202.3399).
+
+    Raises:
+        WorkloadError: a table has more cells than `MOST_CELLS`.
     """
     asked = tuple(tables)
     must_be_small(sizes, asked)

@@ -196,12 +196,15 @@ def _check(series: Sequence[Series], max_lag: int) -> None:
     if len({each.name for each in series}) < len(series) or len({each.months for each in series}) > 1:
         raise ValueError("series must have names of their own and the same months")
     if len(series) < 2:
-        raise SignsError(f"signs are between two series at least, got {len(series)}")
+        raise SignsError(
+            f"signs are between two series at least, got {len(series)}: add a map of another agency"
+        )
     months, least = len(series[0].months), months_needed(MANY_AREAS, max_lag)
     if months < least:
         raise SignsError(
             f"signs with lags up to {max_lag} need at least {least} months in {MANY_AREAS} areas or more, "
-            f"and {months_needed(1, max_lag)} in fewer; these series have {months}"
+            f"and {months_needed(1, max_lag)} in fewer; these series have {months}: "
+            "ask for shorter lags, or draw a map of more months"
         )
 
 

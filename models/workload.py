@@ -139,21 +139,36 @@ class Workload:
 
 def read(values: Mapping[str, Any], contract: Contract) -> Workload:
     """The workload in `values` (its YAML form); `WorkloadError` has every problem, a line each."""
+    if not isinstance(values, Mapping):
+        raise WorkloadError("a workload must be a mapping of settings")
     top = Section(values, "", [])
     name = top.slug("name")
-    known: dict[str, Attribute] = dict(_of_contract(contract))
-    for own, value, path in top.named("attributes") if "attributes" in top else ():
-        if not own.isprintable() or len(own) > LONGEST_NAME:  # it is shown to who approves a plan
+    of_contract = dict(_of_contract(contract))
+    own: dict[str, Attribute] = {}
+    for each, value, path in top.named("attributes") if "attributes" in top else ():
+        if not each.isprintable() or len(each) > LONGEST_NAME:  # it is shown to who approves a plan
             top.say(
                 "attributes",
-                f"must have names of printable letters, {LONGEST_NAME} at most, got {own[:LONGEST_NAME]!r}",
+                f"must have names of printable letters, {LONGEST_NAME} at most, got {each[:LONGEST_NAME]!r}",
             )
-        known[own] = _attribute(own, Section(value, path, top.problems), contract)
+        if each in of_contract:
+            top.problems.append(f"{path} is a column or group of the contract already: give it another name")
+        own[each] = _attribute(each, Section(value, path, top.problems), contract)
+    known = Known({**of_contract, **own}, dict(_ways(contract)))
     queries = tuple(_queries(top, known, contract.unit))
     top.close()
     if top.problems:
         raise WorkloadError("\n".join(dict.fromkeys(top.problems)))
-    return Workload(name, known, queries)._of(queries)
+    return Workload(name, known.attributes, queries)._of(queries)
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """The attributes that a query may name. ways: a column that is none -> how it becomes one."""
+
+    attributes: Mapping[str, Attribute]
+    ways: Mapping[str, str]
 
 
 def _of_contract(contract: Contract) -> Iterator[tuple[str, Attribute]]:
@@ -173,6 +188,23 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, Attribute]]:
                 pass  # has no levels: the workload says where it is cut
     for group in contract.groups:
         yield group.name, group
+
+
+def _ways(contract: Contract) -> Iterator[tuple[str, str]]:
+    """Each column that has no levels, with how a workload gives it some."""
+    for column in contract.columns:
+        if isinstance(column, Number):
+            yield (
+                column.name,
+                f"a number: cut it at edges, as in attributes: {{band: {{column: {column.name}, edges: [1, 5]}}}}",
+            )
+    dates = contract.unit.order_by
+    if dates is not None:
+        yield (
+            dates,
+            "the column of dates: name its months, as in "
+            f'attributes: {{month: {{column: {dates}, first: "2024-01", months: 12}}}}',
+        )
 
 
 def _attribute(name: str, section: Section, contract: Contract) -> Attribute:
@@ -203,22 +235,27 @@ def _attribute(name: str, section: Section, contract: Contract) -> Attribute:
 
 
 def _months(name: str, column: str, section: Section, contract: Contract) -> Months:
-    first, months = _MONTH.fullmatch(section.text("first")), section.whole("months", 1)
+    stated, months = section.take("first"), section.whole("months", 1)
+    first = (
+        _MONTH.fullmatch(stated) if isinstance(stated, str) else None
+    )  # a bare 2024-01-01 is a date of YAML's
     if first is None or not 1 <= int(first[2]) <= 12:
         section.say("first", 'must be a month as "2024-01", in quotes')
-    if not 1 <= months <= MOST_MONTHS:
-        section.say("months", f"must be from 1 to {MOST_MONTHS}")
-    if column != contract.unit.order_by:
-        section.say(
-            "column",
-            f"must be the contract's column of dates, unit.order_by ({contract.unit.order_by}), got {column!r}",
-        )
+    if "months" not in section:
+        section.say("months", f"is required: how many from first on, 1 to {MOST_MONTHS}")
+    elif months > MOST_MONTHS:
+        section.say("months", f"must be from 1 to {MOST_MONTHS}, got {months}")
+    dates = contract.unit.order_by
+    if dates is None:
+        section.say("column", "cannot be read as months: the contract has no column of dates (unit.order_by)")
+    elif column != dates:
+        section.say("column", f"must be the contract's column of dates, {dates}, got {column!r}")
     return Months(
         name, column, (int(first[1]), int(first[2])) if first else (2000, 1), min(months, MOST_MONTHS)
     )
 
 
-def _queries(top: Section, known: Mapping[str, Attribute], unit: Unit) -> Iterator[Query]:
+def _queries(top: Section, known: Known, unit: Unit) -> Iterator[Query]:
     value = top.take("queries")
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         top.say("queries", "must be a list of queries, one at least")
@@ -236,11 +273,13 @@ def _queries(top: Section, known: Mapping[str, Attribute], unit: Unit) -> Iterat
         yield query
 
 
-def _query(section: Section, known: Mapping[str, Attribute], unit: Unit) -> Query | None:
+def _query(section: Section, known: Known, unit: Unit) -> Query | None:
     asked = [kind for kind in KINDS if kind in section]
     name = section.optional_text("name")
     if len(asked) != 1:
         section.problems.append(f"{section.where} must have exactly one of {', '.join(KINDS)}")
+        for key in (*KINDS, "by", "where", "each"):
+            section.take(key)  # known, whatever it is that is asked
         return None
     kind = asked[0]
     several = kind == "series" and unit.rows > 1
@@ -264,28 +303,31 @@ def _query(section: Section, known: Mapping[str, Attribute], unit: Unit) -> Quer
         case "series":
             inner = section.section(kind)
             by, where = (inner.text("by"),), _where(inner, "of", known)
+            axes = _known(inner, "by", by, known)
+            if axes and not isinstance(known.attributes[by[0]], Months):
+                inner.say("by", f"must be an attribute of months, got {by[0]!r}")
             inner.close()
-            if by[0] in known and not isinstance(known[by[0]], Months):
-                section.say(kind, f"by must be an attribute of months, got {by[0]!r}")
-            axes = _known(section, kind, by, known)
             found = Query(name or f"{_words(where)} by {by[0]}", kind, axes, where, None, counts)
     return found
 
 
-def _by(section: Section, known: Mapping[str, Attribute]) -> Attributes:
+def _by(section: Section, known: Known) -> Attributes:
     return _known(section, "by", section.texts("by"), known) if "by" in section else ()
 
 
-def _known(section: Section, key: str, names: Sequence[str], known: Mapping[str, Attribute]) -> Attributes:
-    for name in names:
-        if name not in known:
-            section.say(key, f"names {name!r}, which is no attribute here: known are {', '.join(known)}")
-    if len(set(names)) < len(names):
-        section.say(key, "names an attribute twice")
-    return tuple(dict.fromkeys(name for name in names if name in known))
+def _known(section: Section, key: str, names: Sequence[str], known: Known) -> Attributes:
+    """Those of `names` that are attributes; what is none is said where it is first named, and not again."""
+    for name in filter(None, names):
+        if name in known.attributes:
+            continue
+        way = known.ways.get(name)
+        none = f"which is no attribute here: known are {', '.join(known.attributes)}" if way is None else way
+        if not any(problem.endswith(f" names {name!r}, {none}") for problem in section.problems):
+            section.say(key, f"names {name!r}, {none}")
+    return tuple(dict.fromkeys(name for name in names if name in known.attributes))
 
 
-def _where(section: Section, key: str, known: Mapping[str, Attribute]) -> Where:
+def _where(section: Section, key: str, known: Known) -> Where:
     """{attribute: level or levels}; absent or {} is everybody."""
     value = section.take(key)
     if value in (None, "everybody"):
@@ -295,10 +337,9 @@ def _where(section: Section, key: str, known: Mapping[str, Attribute]) -> Where:
         return {}
     found = {}
     for name, levels in value.items():
-        if str(name) not in known:
-            _known(section, key, [str(name)], known)
+        if not _known(section, key, [str(name)], known):
             continue
-        names = known[str(name)].level_names
+        names = known.attributes[str(name)].level_names
         wanted = tuple(map(_level, levels if isinstance(levels, list | tuple) else [levels]))
         unknown = [level for level in wanted if level not in names]
         if unknown or not wanted:

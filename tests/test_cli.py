@@ -16,6 +16,7 @@ COMMANDS = [
     "plan",
     "draft",
     "stats",
+    "map",
     "cohort",
     "retest",
     "resume",

@@ -71,6 +71,13 @@ def test_lists_of_other_lengths_and_other_epsilons() -> None:
     assert error(found, 600) < 0.25
 
 
+@pytest.mark.parametrize("shared", [300, 285])
+def test_a_list_that_is_wholly_in_the_other_is_covered(shared: int) -> None:
+    """Its length is known no better than its histogram tells: people on probation whom the police all know."""
+    found = trials([300, 1500], shared, 60)
+    assert covered(found, shared) >= 0.9
+
+
 def test_the_order_of_agencies_and_of_buckets_says_nothing() -> None:
     rng = np.random.default_rng(3)
     one, other = lists(rng, [500, 400], 200, 600, 1.0)

@@ -132,7 +132,10 @@ def test_a_map_is_what_its_file_says_or_none(tmp_path: Path, monkeypatch: pytest
     assert asked("map=own", "map.workload=mine.yaml").workload() == asked().workload()
     assert asked("map=none").map is None
     assert asked("experiment=pilot", "map=pilot_needs").workload().queries
-    with pytest.raises(SettingsError, match=r"^map is none, so nothing is asked: choose map=adult, "):
+    with pytest.raises(
+        SettingsError,
+        match=r"^map is none, so nothing is asked: write map.workload=FILE.yaml .* choose map=adult, ",
+    ):
         asked("map=none").workload()
 
 

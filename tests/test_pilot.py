@@ -231,7 +231,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"seed": -1}, "option seed must be a whole number, 0 or more, got -1"),
     (
         {"agencies": ["police", "court"]},
-        "option agencies must list some of police, health, probation, housing, children, each once, got ['police', 'court']",
+        "option agencies must list some of police, health, probation, housing, children, each once, got police, court",
     ),
     ({"agencies": []}, "option agencies must list some of"),
     ({"agencies": ["police", "police"]}, "option agencies must list some of"),

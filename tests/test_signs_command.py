@@ -136,7 +136,10 @@ def test_series_with_too_few_months_for_one_area_are_left_out_and_named(tmp_path
     assert done.code == 0, done.err
     written = json.loads((tmp_path / "a" / "signs.json").read_text())
     assert [each["name"] for each in written["left_out"]] == ["first everywhere", "second everywhere"]
-    assert "not in it, as it has 40 months and needs 48: first everywhere, second everywhere" in done.out
+    assert (
+        "not in it, as it has 40 months in 1 area and needs 48: first everywhere, second everywhere"
+        in done.out
+    )
     assert [each["name"] for each in written["series"]] == ["first", "second"]
     assert len(written["signs"]) == 2
 
@@ -163,7 +166,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, town: Path) -> None
         ([no_series], "series.json cannot be read"),
         ([broken], "map.json is not JSON"),
         ([no_map], "is not a demand map of schema 1"),
-        ([odd], "series 1 cannot be read"),
+        ([odd], "series 1 is not as `fedrisk map` writes it"),
         ([write_map(tmp_path / "none", [])], "has no series: signs need a map with a query by month"),
         ([write_map(tmp_path / "one", [one])], "signs are between two series at least, got 1"),
         ([write_map(tmp_path / "short", short)], "need at least 24 months"),

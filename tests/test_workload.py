@@ -131,7 +131,7 @@ def test_what_cannot_be_told_from_noise_is_not_shown(people: pd.DataFrame) -> No
         ),
         ({"queries": [{"mean": "age"}]}, "must have exactly one of count, rate, histogram, crosstab, series"),
         ({"queries": []}, "queries must be a list of queries, one at least"),
-        ({"queries": [{"histogram": "age"}]}, "names 'age', which is no attribute here"),
+        ({"queries": [{"histogram": "age"}]}, "names 'age', a number: cut it at edges"),
         ({"queries": [{"series": {"by": "need"}}]}, "by must be an attribute of months, got 'need'"),
         ({"queries": [{"count": {}}, {"count": {}}]}, "'everybody' is there twice: name each query"),
         ({"queries": [{"count": {}, "wher": {}}]}, "queries\\[0\\].wher is not a known setting"),

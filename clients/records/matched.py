@@ -1,6 +1,6 @@
 """An agency's own records -> match keys, for a cohort's histogram. Errors name columns and rules, never a cell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -50,7 +50,8 @@ def load_keys(
 
     Of the contract's columns only the id, the order, those of `match` and that of `by` are read. Where agencies of this
     kind do not hold the column of `by`, everybody is in its level "other". `DataError` lists every problem; a part of a
-    key that a person lacks is none, but a column without any value is. `min_people` counts people, with a key or not.
+    key that a person lacks is none, but a column without any value is, and so is a table where fewer than `min_people`
+    have a key: of dates that are no dates, say.
     """
     source = FileSource(source) if isinstance(source, Path) else source
     if contract.match is None:
@@ -76,10 +77,13 @@ def load_keys(
     if not problems and found.people < min_people:
         problems.append(Problem("", f"the table has fewer people than the {min_people} that are required"))
     if problems:
-        lines = "\n".join(f"- {problem}" for problem in dict.fromkeys(problems))
-        raise DataError(f"{source.name} does not fit what was asked:\n{lines}")
+        raise _unfit(source, problems)
     newest = found.rows[found.stops - 1]
     keys = match_keys(contract.match, {name: found.column(name, newest) for name in contract.match.columns})
+    if found.people - keys.count(None) < min_people:
+        columns = ", ".join(contract.match.columns)
+        say = f"fewer people than the {min_people} that are required have a match key: see how {columns} are written"
+        raise _unfit(source, [Problem("", f"{say} (docs/matching.md)")])
     level = np.zeros(len(newest), dtype=np.int64)
     if by is not None:
         level = by.codes(found.column(by.column, newest)) if held else level + by.level_names.index("other")
@@ -92,6 +96,11 @@ def load_keys(
         found.people,
         keys.count(None),
     )
+
+
+def _unfit(source: Source, problems: Sequence[Problem]) -> DataError:
+    lines = "\n".join(f"- {problem}" for problem in dict.fromkeys(problems))
+    return DataError(f"{source.name} does not fit what was asked:\n{lines}")
 
 
 def _missing(names: tuple[str, ...], table: Table) -> Iterator[Problem]:

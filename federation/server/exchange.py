@@ -144,7 +144,9 @@ def _not_asked(contract: Contract, plan: Masked, participant: Participant) -> tu
     """Status and reason of an agency that the plan's orders are not for, by its kind; None where they are."""
     if isinstance(plan, MapPlan):
         holds = bool(plan.asked_of(contract, participant.name).queries)
-        return None if holds else ("not held", "its kind of agency holds nothing that is asked for")
+        return (
+            None if holds else ("not held", "it holds nothing that is asked for, or may not be asked for it")
+        )
     holds = contract.holds_label(participant.kind)
     return None if holds else ("no label", "its kind of agency does not hold the label")
 
