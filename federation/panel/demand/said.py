@@ -15,6 +15,7 @@ Json = Mapping[str, Any]
 TOGETHER = "together"
 MANY = {"person": "people", "row": "records"}  # what a query counts -> several of them
 STEPS = 5  # of a heat map's colours
+SENSIBLE = 10.0  # the largest epsilon that a page proposes
 TINY = 1e-9  # a float's error, relative, is no reason to round
 
 
@@ -32,7 +33,7 @@ class Told:
     @property
     def between(self) -> str:
         """The interval as text, where there was noise."""
-        return "no noise" if self.low == self.value == self.high else f"{self.low} to {self.high}"
+        return "no noise" if self.low == self.value == self.high else f"{self.low.rstrip('%')} to {self.high}"
 
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
@@ -112,6 +113,16 @@ def marks(cells: Sequence[Json]) -> dict[tuple[str, ...], Mark | None]:
     return {tuple(map(str, cell["levels"])): shown(cell) for cell in cells}
 
 
+def compared(cells: Sequence[Json]) -> dict[tuple[str, ...], Mark | None]:
+    """As `marks`, with the wider intervals that hold for all compared numbers of the map together."""
+    return {tuple(map(str, cell["levels"])): _compared(cell) for cell in cells}
+
+
+def _compared(cell: Json) -> Mark | None:
+    mark, wide = shown(cell), cell.get("wide")
+    return None if mark is None or wide is None else Mark(mark.value, wide["low"], wide["high"])
+
+
 def parts(query: Json) -> Iterator[tuple[str, Sequence[Json]]]:
     """(agency or TOGETHER, cells); the sum comes first, and not where it is the only agency's own."""
     together, agencies = query["together"], query["agencies"]
@@ -141,6 +152,9 @@ def condition(where: Mapping[str, Sequence[str]], attributes: Json) -> str:
 def _one(name: str, levels: Sequence[str], all_levels: Sequence[str]) -> str:
     if sorted(map(str, all_levels)) == ["no", "yes"] and len(levels) == 1:
         return words(name) if levels[0] == "yes" else f"no {words(name)}"
+    others = [level for level in map(str, all_levels) if level not in levels]
+    if 0 < len(others) < 3 < len(levels):
+        return f"any {words(name)} but {' and '.join(f'“{level}”' for level in others)}"
     return f"{words(name)} {' or '.join(f'“{level}”' for level in levels)}"
 
 
@@ -173,4 +187,8 @@ def _takes(facts: Json, query: Json, minimum: float) -> str:
     if least is None:
         return "an agency that holds what is asked"
     enough = f"about {up(max(least, minimum), 0):,.0f} {MANY[query['counts']]}"
-    return enough if needed is None else f"ε\u00a0=\u00a0{up(needed, 2):.2f}, or {enough}"
+    if needed is None:
+        return enough
+    if needed > SENSIBLE:
+        return f"{enough} (more of them or a longer period: no sensible ε would do)"
+    return f"{enough}, or ε\u00a0=\u00a0{up(needed, 2):.2f}"
