@@ -43,8 +43,16 @@ def view(found: Json) -> dict[str, Any]:
             )
             for each in found["series"]
         ],
-        "left_out": [(words(each["name"]), each["why"]) for each in found.get("left_out", ())],
+        "left_out": [(join(names), why) for why, names in _left_out(found).items()],
     }
+
+
+def _left_out(found: Json) -> dict[str, list[str]]:
+    """Why -> the series that were not compared."""
+    reasons: dict[str, list[str]] = {}
+    for each in found.get("left_out", ()):
+        reasons.setdefault(each["why"], []).append(words(each["name"]))
+    return reasons
 
 
 def _names(series: Sequence[Json]) -> dict[str, str]:
