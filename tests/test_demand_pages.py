@@ -582,6 +582,12 @@ def test_what_is_read_is_no_narrower_than_what_was_found(value: float, below: fl
         assert low <= middle <= high
 
 
+def test_a_rough_number_has_no_colour() -> None:
+    rough, plain = (told(Mark(40, 40 - half, 40 + half), share=False, top=50) for half in (21, 19))
+    assert (rough.rough, rough.step) == (True, 0)  # type: ignore[union-attr]
+    assert (plain.rough, plain.step) == (False, 4)  # type: ignore[union-attr]
+
+
 @given(st.floats(1e-6, 1e9), st.floats(0, 1))
 def test_darker_is_more_and_the_largest_is_in_a_colour(most: float, part: float) -> None:
     top = round_top(most)
@@ -684,9 +690,9 @@ def test_pages_in_a_browser_fit_its_width(tmp_path: Path, width: int) -> None:
 def _pictures(page: Any, folder: Path, name: str) -> None:
     """The top of a page, and of a map its heat map."""
     folder.mkdir(parents=True, exist_ok=True)
-    page.set_viewport_size({"width": 1000, "height": 820})
+    page.set_viewport_size({"width": 1000, "height": 1280 if name == "map" else 820})
     page.screenshot(path=folder / f"demand-{name}.png")
     if name == "map":
-        page.locator("h3", has_text="drug need by age and area").scroll_into_view_if_needed()
-        page.evaluate("document.getElementById('where').scrollIntoView()")
+        page.set_viewport_size({"width": 1000, "height": 760})
+        page.locator("h3", has_text="drug need by age and area").evaluate("each => each.scrollIntoView()")
         page.screenshot(path=folder / "demand-heat.png")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from federation.panel.demand.pictures import bar
-from federation.panel.demand.said import STEPS, Told, ends, round_top, told
+from federation.panel.demand.said import STEPS, Told, ends, is_rough, round_top, told
 from federation.panel.sections.numbers import join
 from federation.panel.svg import Mark
 
@@ -61,8 +61,8 @@ def heat(
     corner: what rows and what columns are; they change places where there are more columns than rows.
     """
     known, names, nothing = _told_of(list(rows), list(columns))
-    values = [mark for _, cells in known for mark in cells if isinstance(mark, Mark)]
-    coloured = [m.value for name, cells in known if name not in plain for m in cells if isinstance(m, Mark)]
+    values = [(name, mark) for name, cells in known for mark in cells if isinstance(mark, Mark)]
+    coloured = [mark.value for name, mark in values if name not in plain and not is_rough(mark)]
     top = round_top(max(coloured, default=0.0))
     made: list[Row] = [
         (name, [m if m == ABSENT else told(m, share, 0.0 if name in plain else top) for m in cells])

@@ -267,7 +267,7 @@ def _plain(queries: Sequence[Json], caption: str, share: bool) -> dict[str, Any]
         for name in names
     )
     titles = [words(query["name"]) for query in queries]
-    return {"heat": heat(caption, ("agency", ""), titles, rows, share, () if share else (TOGETHER,))}
+    return {"heat": heat(caption, ("agency", "question"), titles, rows, share, () if share else (TOGETHER,))}
 
 
 def _maps(query: Json, attributes: Json, minimum: float) -> Iterator[dict[str, Any]]:

@@ -37,17 +37,27 @@ class Told:
 
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
-    """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour."""
+    """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour.
+
+    A rough number has no colour: the eye is to find what is known.
+    """
     if mark is None:
         return None
-    step = (
-        0 if mark.value <= 0 or top <= 0 else min(max(math.ceil(STEPS * mark.value / top - TINY), 1), STEPS)
-    )
     low, high = ends(mark)
     value, lowest, highest = _texts(
         mark, 100 if share else 1, decimals(low, high) if share else 0, "%" if share else ""
     )
-    return Told(value, lowest, highest, step, high - low > mark.value)
+    rough = is_rough(mark)
+    step = 0
+    if mark.value > 0 and top > 0 and not rough:
+        step = min(max(math.ceil(STEPS * mark.value / top - TINY), 1), STEPS)
+    return Told(value, lowest, highest, step, rough)
+
+
+def is_rough(mark: Mark) -> bool:
+    """Whether the interval is wider than the number."""
+    low, high = ends(mark)
+    return high - low > mark.value
 
 
 def hundred(mark: Mark) -> Told:
