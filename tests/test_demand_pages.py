@@ -23,9 +23,11 @@ from fake_map import AREAS, ATTRIBUTES, QUERIES, fake_cohort, fake_map, fake_sig
 from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
+from rich.console import Console
 from test_report import Outline, contrast
 from test_site_browser import find_browser
 
+from experiments.demand import show
 from federation.panel.demand.heat import MOST_COLUMNS, crossed, heat
 from federation.panel.demand.map import SECTIONS
 from federation.panel.demand.pages import render_cohort, render_map, render_signs, write_map
@@ -366,20 +368,26 @@ def test_a_query_that_an_agency_does_not_hold_is_not_asked_there_which_is_not_wi
 
 
 def test_records_are_called_records_where_the_unit_is_one() -> None:
+    rows = fake_map()["privacy"] | {"unit": "row at one agency"}
     text = Outline(render_map(fake_map() | {"unit": "row"})).text
     assert "Of every 100 records known to county police" in text
     assert "How many people" not in text
+    assert "one record at one agency" in render_map(fake_map() | {"unit": "row", "privacy": rows})
+    console = Console(record=True, file=io.StringIO(), width=200)
+    show(console, fake_map() | {"unit": "row"}, Path("out"))
+    said = console.export_text()
+    assert "records at 3 of 4 agencies" in said
+    assert "people" not in said
 
 
 # ---- what is clearly apart ----
 
 
-def cut(ends: dict[str, float], share: bool) -> str:
-    """An interval as a sentence has it, worked out anew."""
-    scale, places = (100, 1 if ends["high"] - ends["low"] < 0.04 else 0) if share else (1, 0)
-    low = math.floor(ends["low"] * scale * 10**places + 1e-6) / 10**places
-    high = math.ceil(ends["high"] * scale * 10**places - 1e-6) / 10**places
-    return f"{low:,.{places}f} to {high:,.{places}f}"
+def cut(ends: dict[str, float], places: int = 0) -> str:
+    """An interval of a share as a sentence has it, worked out anew."""
+    low = math.floor(ends["low"] * 100 * 10**places + 1e-6) / 10**places
+    high = math.ceil(ends["high"] * 100 * 10**places - 1e-6) / 10**places
+    return f"{low:.{places}f} to {high:.{places}f}"
 
 
 def test_only_what_is_apart_is_said_with_the_intervals_that_hold_together() -> None:
@@ -392,17 +400,36 @@ def test_only_what_is_apart_is_said_with_the_intervals_that_hold_together() -> N
     high = max(told, key=lambda cell: cell["wide"]["low"])
     low = min(told, key=lambda cell: cell["wide"]["high"])
     assert high["wide"]["low"] > low["wide"]["high"]
-    assert (
-        f"among “{high['levels'][0]}” in {high['levels'][1]} ({cut(high['wide'], True)} of every 100" in rest
-    )
-    assert cut(low["wide"], True) in rest
+    at = f"in {high['levels'][1]} where age band is “{high['levels'][0]}”"
+    places = int(min(cell["wide"]["high"] - cell["wide"]["low"] for cell in (high, low)) < 0.04)
+    assert f"{at} ({cut(high['wide'], places)} of every 100" in rest
+    assert cut(low["wide"], places) in rest
     above = all(cell is high or cell["wide"]["high"] < high["wide"]["low"] for cell in told)
     assert rest.startswith("most common" if above else "more common")
     high["publishable"] = False  # a canary: what may not be shown is not named either
-    assert high["levels"][1] + " (" + cut(high["wide"], True) not in json.dumps(standing_out(found))
+    assert cut(high["wide"], places) not in str(standing_out(found)["together"])
     for each in (cell for part in (query["together"]["cells"], *query["agencies"].values()) for cell in part):
         each["wide"] = {"low": 0.1, "high": 0.4}
     assert "No two areas, groups or agencies are clearly apart" in Outline(render_map(found)).text
+
+
+@given(st.floats(0, 0.5), st.floats(0.001, 0.3), st.floats(0, 0.1), st.floats(0.001, 0.3))
+def test_intervals_in_a_sentence_are_apart_as_written(
+    low: float, wide: float, gap: float, other: float
+) -> None:
+    cells = [
+        {"levels": [area], "value": first, "low": first, "high": last, "publishable": True,
+         "wide": {"low": first, "high": last}}
+        for area, first, last in (("a", low, low + wide), ("b", low + wide + gap, low + wide + gap + other))
+    ]  # fmt: skip
+    query = {"name": "q", "kind": "rate", "counts": "person", "by": ["area"], "where": {"debt_need": ["yes"]}}
+    asked = [query | {"among": {}, "together": None, "agencies": {"x": cells}}]
+    found = {"unit": "person", "attributes": ATTRIBUTES, "agencies": {"x": {}}, "queries": asked}
+    for _, rest in standing_out(found)["together"]:
+        ends = [float(end) for end in re.findall(r"\d+(?:\.\d+)?", rest.replace("every 100", ""))]
+        assert ends[0] > ends[3]
+        assert ends[0] <= 100 * (low + wide + gap) + 1e-6
+        assert ends[3] >= 100 * (low + wide) - 1e-6
 
 
 def test_where_nothing_differs_nothing_is_said_in_95_of_100_maps() -> None:
@@ -438,6 +465,17 @@ def test_a_table_is_longer_than_wide_and_what_is_empty_takes_no_place() -> None:
     assert columns == ["a", "b"]
     assert [name for name, _ in cells] == [f"x{at}" for at in range(11)]
     assert sum(cell is not None for _, row in cells for cell in row) == 16
+
+
+def test_a_question_with_more_levels_than_agencies_has_them_as_rows() -> None:
+    """A page is longer than it is wide: what is beyond its edge nobody sees."""
+    alone = fake_map({"police": ("police", 5000), "health": ("health", 6000)}, sigma=60.0, refused=False)
+    heads = re.findall(r'<table class="heat">.*?<tr>(.*?)</tr>', render_map(alone), re.DOTALL)
+    columns = [re.findall(r'<th scope="col">([^<]*)</th>', head)[1:] for head in heads]
+    by_agency = [names for names in columns if "together" in names]
+    assert by_agency
+    assert all(names == ["together", "police", "health"] for names in by_agency)
+    assert max(map(len, columns)) <= 6
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

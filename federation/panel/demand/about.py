@@ -60,7 +60,7 @@ def agency(name: str, each: Json) -> dict[str, Any]:
     reason = each["reason"]
     return {
         "name": name,
-        "kind": words(each["kind"]),
+        "kind": words(each["kind"] or ""),
         "in": each["status"] == "counted",
         "status": BECAME.get(each["status"], words(each["status"])),
         "reason": REASONS.get(str(reason).upper(), str(reason)) if reason else "",

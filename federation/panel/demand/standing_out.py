@@ -45,6 +45,7 @@ class Apart:
     at_low: Levels
     strict: tuple[bool, bool]  # whether the highest is above all others, and the lowest below
     gap: float
+    places: int  # decimals, the same of both
 
 
 def standing_out(found: Json) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def standing_out(found: Json) -> dict[str, Any]:
     for query in queries:
         counts, alone = not is_share(query), len(query["agencies"]) == 1
         for name, cells in parts(query) if query["by"] else ():
-            apart = _apart(compared(cells))
+            apart = _apart(compared(cells), not counts)
             if apart is None:
                 continue
             at = f", at {name}" if alone and len(found["agencies"]) > 1 else ""
@@ -86,30 +87,28 @@ def _is_compared(query: Json, found: Json) -> bool:
     return is_share(query) or not (any(flags) or not query["by"])
 
 
-def _apart(marks: Mapping[Levels, Mark | None]) -> Apart | None:
+def _apart(marks: Mapping[Levels, Mark | None], share: bool) -> Apart | None:
+    """The two that are farthest apart, where they are so as written."""
     known = [(levels, mark) for levels, mark in marks.items() if mark is not None and OTHER not in levels]
     if len(known) < 2:
         return None
     at_high, high = max(known, key=lambda each: ends(each[1])[0])
     at_low, low = min(known, key=lambda each: ends(each[1])[1])
-    least, most = ends(high)[0], ends(low)[1]
-    if least <= most:
+    places = max(decimals(*ends(high)), decimals(*ends(low))) if share else 0
+    scale, least, most = 100 if share else 1, ends(high)[0], ends(low)[1]
+    if down(scale * least, places) <= up(scale * most, places):
         return None
-    return Apart(
-        high,
-        low,
-        at_high,
-        at_low,
-        (
-            all(ends(mark)[1] < least for levels, mark in known if levels != at_high),
-            all(ends(mark)[0] > most for levels, mark in known if levels != at_low),
-        ),
-        (least - most) / least,
+    strict = (
+        all(ends(mark)[1] < least for levels, mark in known if levels != at_high),
+        all(ends(mark)[0] > most for levels, mark in known if levels != at_low),
     )
+    return Apart(high, low, at_high, at_low, strict, (least - most) / least, places)
 
 
 def _of_levels(query: Json, apart: Apart, attributes: Json, at: str) -> Said:
     high, low = (_where(query["by"], levels) for levels in (apart.at_high, apart.at_low))
+    if len(query["by"]) == 1:
+        low = low.replace(f"where {words(query['by'][0])} is", "where it is", 1)
     return _sentence(query, apart, attributes, high, low, at)
 
 
@@ -117,7 +116,7 @@ def _between(query: Json, attributes: Json) -> Iterator[tuple[float, Said]]:
     """The agencies that are clearly apart in a share, overall or in one level."""
     cells = {name: compared(part) for name, part in query["agencies"].items()} if is_share(query) else {}
     for levels in dict.fromkeys(levels for part in cells.values() for levels in part):
-        apart = _apart({(name,): part.get(levels) for name, part in cells.items()})
+        apart = _apart({(name,): part.get(levels) for name, part in cells.items()}, share=True)
         if apart is not None:
             high, low = (f"at {name}" for (name,) in (apart.at_high, apart.at_low))
             at = f", {_where(query['by'], levels)}" if levels else ""
@@ -127,7 +126,7 @@ def _between(query: Json, attributes: Json) -> Iterator[tuple[float, Said]]:
 def _sentence(query: Json, apart: Apart, attributes: Json, high: str, low: str, at: str) -> Said:
     """What it is about, and the rest: at which ends, and between what."""
     share, many = is_share(query), MANY[query["counts"]]
-    first, second = (_between_ends(mark, share) for mark in (apart.high, apart.low))
+    first, second = (_between_ends(mark, share, apart.places) for mark in (apart.high, apart.low))
     if share:
         among = condition(query["among"] or {}, attributes)
         about = condition(query["where"], attributes) or "any record"
@@ -147,19 +146,21 @@ def _sentence(query: Json, apart: Apart, attributes: Json, high: str, low: str, 
 
 
 def _where(by: Sequence[str], levels: Levels) -> str:
-    """in Harbour East; among “female”; among “female, 18 to 39” in Harbour East."""
+    """in Harbour East; where sex is “female”; where sex is “female” and age band is “18 to 39”."""
     places = [level for name, level in zip(by, levels, strict=True) if _is_place(name)]
-    others = [level for name, level in zip(by, levels, strict=True) if not _is_place(name)]
-    among, within = (", ".join(each) for each in (others, places))
-    return " ".join([f"among “{among}”"] * bool(others) + [f"in {within}"] * bool(places))
+    others = [
+        f"{words(name)} is “{level}”" for name, level in zip(by, levels, strict=True) if not _is_place(name)
+    ]
+    said = [f"in {', '.join(places)}"] * bool(places) + [f"where {' and '.join(others)}"] * bool(others)
+    return " ".join(said)
 
 
 def _is_place(attribute: str) -> bool:
     return any(word in PLACES for word in attribute.lower().split("_"))
 
 
-def _between_ends(mark: Mark, share: bool) -> str:
+def _between_ends(mark: Mark, share: bool, places: int) -> str:
     low, high = ends(mark)
-    scale, places = (100, decimals(low, high)) if share else (1, 0)
+    scale = 100 if share else 1
     first, second = f"{down(scale * low, places):,.{places}f}", f"{up(scale * high, places):,.{places}f}"
     return first if low == high else f"{first} to {second}"
