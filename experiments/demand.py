@@ -39,6 +39,8 @@ BITS = 64
 TOO_LITTLE = (
     "map.epsilon={:g} is too little: no agency can draw as much noise as that takes; ask for more, as 0.1"
 )
+ONE = {"person": "person", "row": "record"}  # what is protected
+MANY = {"person": "known people", "row": "records"}
 
 
 def map_from(
@@ -273,6 +275,7 @@ def show_plan(
 ) -> None:
     """What each answer will be known to, and what it costs, before anything is spent. `plan_file`: where the plan goes."""
     plan = request.plan
+    many = "people" if experiment.data_contract.unit.kind == "person" else "records"
     if plan_file is not None:
         plan_file.write_text(plan.canonical)
     table = Table(title=f"What {plan.experiment} would be told, before anything is spent")
@@ -286,8 +289,8 @@ def show_plan(
         table.add_row(escape(promise.query.name), of, *sizes)
     console.print(table)
     console.print(
-        "±: 95 of 100 numbers are off by no more people (of a share: in its numerator), at one agency and of all together; "
-        "told from: so many people must be in a number of all for it to be told",
+        f"±: 95 of 100 numbers are off by no more {many} (of a share: in its numerator), at one agency and of all together; "
+        f"told from: so many {many} must be in a number of all for it to be told",
         style="dim",
         soft_wrap=True,
     )
@@ -341,7 +344,7 @@ def _price(experiment: Experiment, plan: MapPlan) -> str:
     more = f", {', '.join(several)}" if several else ""
     whose = "noise shared behind masks" if plan.circle is not None else "each agency's own noise"
     return (
-        f"price   ε = {one:.2f} for one {experiment.data_contract.unit.kind} at one agency{more} (δ = {plan.delta:g}; "
+        f"price   ε = {one:.2f} for one {ONE[experiment.data_contract.unit.kind]} at one agency{more} (δ = {plan.delta:g}; "
         f"{whose}), for all answers together"
     )
 
@@ -349,11 +352,11 @@ def _price(experiment: Experiment, plan: MapPlan) -> str:
 def show(console: Console, found: Mapping[str, Any], folder: Path) -> None:
     """Who was counted, how much could be told, what it cost, and where the page is."""
     counted = [name for name, facts in found["agencies"].items() if facts["status"] == "counted"]
-    people = found["people"]
+    people, many = found["people"], MANY[found["unit"]]
     about = (
-        f"about {number(people['value'])} ({number(people['low'])} to {number(people['high'])}) known people"
+        f"about {number(people['value'])} ({number(people['low'])} to {number(people['high'])}) {many}"
         if people["publishable"]
-        else "people"
+        else many
     )
     console.print(
         f"\n[bold]{found['experiment']}[/]: {about} at {len(counted)} of {len(found['agencies'])} agencies",

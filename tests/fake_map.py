@@ -6,6 +6,7 @@ People are drawn with numpy and counted, with noise; so values, intervals and fl
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ AGENCIES = {
     "st anne health": ("health", 61_000),
 }
 YES = ["yes"]
+NUMBERS = 404  # compared with each other
+WIDE = NormalDist().inv_cdf(1 - 0.025 / NUMBERS)
 SEVERAL = {"1": 0.5, "2": 0.74, "3": 0.93}
 QUERIES: tuple[dict[str, Any], ...] = (
     {"name": "people", "kind": "count", "by": [], "where": {}},
@@ -157,6 +160,7 @@ def fake_map(
         "attributes": dict(attributes),
         "agencies": facts,
         "people": estimate(total, sigma * 2),
+        "compared": {"numbers": NUMBERS, "level": 1 - 0.05 / NUMBERS},
         "queries": [_query(query, agencies, attributes, sigma, shared, rng) for query in queries],
         "not_asked": [
             {"query": "parent_left_prison by area", "why": "no agency here holds parent_left_prison"}
@@ -235,8 +239,17 @@ def _cells(
         else:
             sd = sigma
             found = estimate(float(5 * round((size * share + rng.normal(0, sd)) / 5)), sd)
-        made.append({"levels": list(each), **found, "sd": sd})
+        made.append({"levels": list(each), **found, "sd": sd, "wide": _wide(found, sd, rate)})
     return made
+
+
+def _wide(found: Estimate, sd: float, share: bool) -> dict[str, float] | None:
+    """The interval that holds with those of all other numbers."""
+    if not found["publishable"]:
+        return None
+    margin = WIDE * sd
+    low, high = found["value"] - margin, found["value"] + margin
+    return {"low": max(low, 0.0), "high": min(high, 1.0) if share else high}
 
 
 def fake_cohort(told: bool = True, names: Sequence[str] = tuple(AGENCIES)) -> dict[str, Any]:
@@ -303,6 +316,9 @@ def _pair(one: str, other: str, both: float, sizes: Mapping[str, int], sd: float
         "share_of": share_of,
         "least": 1_240.0,
         "needs": needs,
+        "with_missed": None
+        if not shared["publishable"]
+        else {"low": shared["low"], "high": shared["high"] / 0.7, "missed": 0.3},
     }
 
 
@@ -310,7 +326,7 @@ def _groups(one: str, other: str, both: float, sizes: Mapping[str, int], sd: flo
     groups = {}
     for level, part in zip(BANDS, (0.02, 0.3, 0.48, 0.2), strict=True):
         found = _pair(one, other, both * part, {name: round(size * part) for name, size in sizes.items()}, sd)
-        for key in ("agencies", "least", "needs"):
+        for key in ("agencies", "least", "needs", "with_missed"):
             del found[key]
         groups[level] = found
     return groups
@@ -322,20 +338,26 @@ def fake_signs(leads: bool = True) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     signs = []
     for one, other in itertools.permutations(names, 2):
-        for lag in range(1, 7):
-            strong = leads and (one, other) == names[:2] and lag == 2
-            value = 0.46 if strong else float(rng.normal(0, 0.06))
-            found = {"value": value, "low": value - 0.19, "high": value + 0.19}
-            untold = one == "arrests"
-            signs.append(
-                {
-                    "leads": one,
-                    "follows": other,
-                    "lag": lag,
-                    "partial_correlation": dict.fromkeys(found) if untold else found,
-                    "verdict": "cannot be told" if untold else "leads" if strong else "no sign",
-                }
-            )
+        values = rng.normal(0, 0.06, 6)
+        strong, untold = leads and (one, other) == names[:2], one == "arrests"
+        values[1] = 0.46 if strong else values[1]
+        beside = [
+            {"lag": lag, "value": float(value), "low": float(value) - 0.19, "high": float(value) + 0.19}
+            for lag, value in enumerate(values, 1)
+        ]
+        clearest = beside[1] if strong else max(beside, key=lambda each: abs(each["value"]))
+        numbers = {key: None if untold else clearest[key] for key in ("value", "low", "high")}
+        signs.append(
+            {
+                "leads": one,
+                "follows": other,
+                "lag": None if untold else clearest["lag"],
+                "partial_correlation": numbers,
+                "verdict": "cannot be told" if untold else "leads" if strong else "no sign",
+                "why": "too much noise in one of the two to tell its own past" if untold else None,
+                "lags": [] if untold else beside,
+            }
+        )
     return {
         "schema": 1,
         "kind": "signs",
@@ -347,6 +369,10 @@ def fake_signs(leads: bool = True) -> dict[str, Any]:
         "areas": 8,
         "months": 36,
         "max_lag": 6,
+        "level": 0.95,
+        "left_out": [
+            {"name": name, "why": "has 36 months and needs 48"} for name in ("evictions", "falls at home")
+        ],
         "series": [
             {"name": name, "agency": agency, "query": f"{name} by month and area", "noise_share": share}
             for name, agency, share in zip(names, AGENCIES, (0.12, 0.31, 0.88), strict=True)

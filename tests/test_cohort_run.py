@@ -108,6 +108,10 @@ def test_two_simulated_agencies_from_the_command_to_the_sentence(tmp_path: Path)
     assert sum(g["shared"]["value"] for g in pair["groups"].values()) == pytest.approx(shared["value"])
     assert found["privacy"]["epsilon_at_several_agencies"] == {"1": 3.0, "2": 6.0}
     assert found["core"] is None
+    wider = pair["with_missed"]  # of a rule that misses 19 of 100
+    assert (wider["low"], wider["missed"]) == (shared["low"], 0.19)
+    assert 0 <= wider["high"] - shared["high"] / 0.81 < found["disclosure"]["rounding"]
+    assert f"it is {wider['low']:,.0f}–{wider['high']:,.0f}." in found["conclusion"]
 
 
 def test_an_overlap_that_cannot_be_told_says_what_it_would_take(
@@ -118,6 +122,7 @@ def test_an_overlap_that_cannot_be_told_says_what_it_would_take(
     (pair,) = found["pairs"]
     assert pair["shared"] == {"value": None, "low": None, "high": None, "publishable": False}
     assert pair["share_of"]["police"]["value"] is None
+    assert pair["with_missed"] is None
     assert "cannot be told at this budget: it would take ε = " in found["conclusion"]
     assert f"or an overlap of {pair['least']:,.0f} people" in found["conclusion"]
     assert "pin each other's right key" in found["conclusion"]

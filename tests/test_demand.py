@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -414,6 +415,30 @@ def test_intervals_hold_the_truth_and_margins_add_up(make_study: MakeStudy, tmp_
         assert len(charged(node)) == 1
     assert found["privacy"]["epsilon"] == pytest.approx(2.0, abs=0.01)
     assert found["privacy"]["epsilon_at_several_agencies"]["2"] > 2.5
+    hold_together(found)
+
+
+def hold_together(found: Any) -> None:
+    """The wider intervals are those of a level at which all of them hold at 0.95 (Bonferroni), and months have none."""
+    months = {name for name, each in found["attributes"].items() if each["months"]}
+    compared = [
+        cell
+        for query in found["queries"]
+        for part in (query["together"]["cells"], *query["agencies"].values())
+        for cell in part
+        if not months & set(query["by"])
+    ]
+    assert found["compared"] == {"numbers": len(compared), "level": pytest.approx(1 - 0.05 / len(compared))}
+    wider = NormalDist().inv_cdf(1 - 0.025 / len(compared)) - NormalDist().inv_cdf(0.975)
+    (query,) = [each for each in found["queries"] if each["name"] == "band by known"]
+    for cell in query["together"]["cells"]:
+        assert (cell["wide"] is None) == (not cell["publishable"])
+        if cell["wide"] is not None:
+            assert cell["wide"]["low"] <= cell["low"]
+            assert cell["wide"]["high"] - cell["high"] == pytest.approx(wider * cell["sd"], rel=0.05)
+    for query in found["queries"]:
+        if months & set(query["by"]):
+            assert all("wide" not in cell for cell in query["together"]["cells"])
 
 
 def test_what_noise_swallows_is_withheld_and_says_what_it_would_take(

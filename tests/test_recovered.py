@@ -114,7 +114,9 @@ def test_how_many_two_agencies_share_is_in_its_interval(
         found["shared"]["low"]
         <= told.people(*pair)
         <= found["shared"]["high"] / (1 - MISSED["initial-surname-born"])
+        <= found["with_missed"]["high"]
     )
+    assert found["with_missed"]["low"] <= found["shared"]["low"]
 
 
 def test_an_overlap_that_noise_swallows_says_so(told: Truth, tmp_path: Path) -> None:

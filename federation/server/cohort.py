@@ -46,7 +46,7 @@ from federation.server.rounds import Heads
 from federation.server.tracking import Tracker
 from models import cohort
 from models.disclosure import Disclosure
-from models.matchkey import WORDS
+from models.matchkey import MISSED, WORDS
 from models.overlap import noise_variance
 from models.scores import LEVEL, NOTHING, Estimate
 
@@ -240,6 +240,10 @@ def described(
         _pair(plan, contract_levels(experiment, plan), two, counts, people, rule) for two in _twos(counts)
     ]
     match = contract.match
+    for pair in pairs:
+        pair["with_missed"] = (
+            None if match is None else _with_missed(pair["shared"], MISSED[match.rule], rule)
+        )
     found: dict[str, Any] = {
         "schema": 1,
         "kind": "cohort",
@@ -307,6 +311,14 @@ def _shared(shared: Estimate, people: Mapping[str, Estimate]) -> dict[str, Any]:
         "shared": shared.to_dict(),
         "share_of": {name: cohort.share_of(shared, own).to_dict() for name, own in people.items()},
     }
+
+
+def _with_missed(shared: Mapping[str, Any], missed: float, rule: Disclosure) -> dict[str, float] | None:
+    """The interval where up to `missed` of the shared people have two keys: L to H / (1 - missed); None without one."""
+    if not shared["publishable"]:
+        return None
+    low, high = rule.outward(shared["low"], shared["high"] / (1 - missed))
+    return {"low": low, "high": high, "missed": missed}
 
 
 def planned(plan: CohortPlan, two: tuple[str, str]) -> dict[str, Any]:
@@ -396,6 +408,8 @@ def _of_pair(pair: Mapping[str, Any]) -> list[str]:
             "and that both pin each other's right key in node.toml: under two secrets nobody is found in common."
         ]
     said = [f"About {_people(pair['shared'])} people are known to both {one} and {other}."]
+    if pair["with_missed"] is not None:
+        said.append(_missed(pair["with_missed"]))
     for name, of in ((one, other), (other, one)):
         share = pair["share_of"][name]
         if share["publishable"]:
@@ -404,6 +418,13 @@ def _of_pair(pair: Mapping[str, Any]) -> list[str]:
                 f"Of every 100 people known to {name}, about {value} ({low}–{high}) are known to {of}."
             )
     return said
+
+
+def _missed(wider: Mapping[str, float]) -> str:
+    return (
+        f"That interval is of the noise alone: if {100 * wider['missed']:.0f} of 100 shared people are written differently at "
+        f"the two, as in made-up records (docs/matching.md), it is {wider['low']:,.0f}–{wider['high']:,.0f}."
+    )
 
 
 def _people(estimate: Mapping[str, Any]) -> str:

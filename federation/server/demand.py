@@ -265,6 +265,9 @@ class Picture:
             variance = float(len(released.summed) * event.share_variance)
             self._all, self._names = [design.read(released.total, variance)], released.summed
         self._promises = {each.query.name: each for each in promises(experiment, plan, self._names)}
+        self._compared = sum(
+            self._sizes(query) for query in self._workload.queries if self._is_compared(query)
+        )
 
     def people(self, name: str) -> Estimate:
         """How many people agency `name` counted; nothing where only a sum is known."""
@@ -292,6 +295,7 @@ class Picture:
                 for name, each in self._workload.attributes.items()
             },
             "people": self._people(self._all).to_dict(),
+            "compared": {"numbers": self._compared, "level": self._level},
             "queries": queries,
         }
 
@@ -373,7 +377,26 @@ class Picture:
         }
 
     def _cells(self, query: Query, readings: Sequence[Reading]) -> list[dict[str, Any]]:
-        return [_told(cell) for cell in answer(query, readings, disclosure=self._rule)]
+        cells = answer(query, readings, disclosure=self._rule)
+        if not self._is_compared(query):
+            return [_told(cell) for cell in cells]
+        wide = answer(query, readings, disclosure=self._rule, level=self._level)
+        return [_told(cell) | {"wide": _wide(cell, other)} for cell, other in zip(cells, wide, strict=True)]
+
+    def _is_compared(self, query: Query) -> bool:
+        """Whether its numbers are held against each other; months are read as series."""
+        return not any(isinstance(self._workload.attributes[name], Months) for name in query.by)
+
+    def _sizes(self, query: Query) -> int:
+        """How many numbers of it there are, of all together and of each agency."""
+        cells = math.prod(len(_levels(self._workload.attributes[name])) for name in query.by)
+        own = sum(query in reading.design.workload.queries for reading in self._own.values())
+        return cells * ((query.name in self._promises) + own)
+
+    @property
+    def _level(self) -> float:
+        """Of each `wide` interval, so that all of them hold together at `LEVEL` (Bonferroni)."""
+        return 1 - (1 - LEVEL) / max(self._compared, 1)
 
     def _people(self, readings: Sequence[Reading]) -> Estimate:
         return everybody(readings, disclosure=self._rule) if readings else NOTHING
@@ -381,6 +404,13 @@ class Picture:
 
 def _told(cell: Cell) -> dict[str, Any]:
     return {"levels": list(cell.levels), **cell.estimate.to_dict(), "sd": cell.sd}
+
+
+def _wide(cell: Cell, wide: Cell) -> dict[str, float | None] | None:
+    """The ends that hold for all compared numbers together; None where one may not be shown."""
+    if not (cell.estimate.publishable and wide.estimate.publishable):
+        return None
+    return {"low": wide.estimate.low, "high": wide.estimate.high}
 
 
 def _levels(attribute: Attribute) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from federation.panel.demand.said import told, words
 from federation.panel.sections.about import REASONS, STATUS
-from federation.panel.sections.numbers import certainty, epsilon, real, shown
+from federation.panel.sections.numbers import certainty, epsilon, join, real, shown
 
 Json = Mapping[str, Any]
 BECAME = {**STATUS, "counted": "is in it", "not held": "holds none of what was asked"}
@@ -29,12 +29,30 @@ def cost(found: Json) -> dict[str, Any]:
     return {
         "epsilon": epsilon(privacy["epsilon"]),
         "sure": certainty(privacy["epsilon"]),
-        "rows": [(name, epsilon(value), certainty(value)) for name, value in spent.items()],
-        "several": [(count, epsilon(value), certainty(value)) for count, value in several.items()],
+        "rows": [
+            ("one of " * (len(names) > 1) + join(names), epsilon(value), certainty(value))
+            for value, names in _alike(spent).items()
+        ],
+        "several": [
+            (count, epsilon(value), certainty(value)) for count, value in several.items() if count != "1"
+        ],
         "both": epsilon(several["2"]) if "2" in several else None,
         "both_sure": certainty(several["2"]) if "2" in several else "",
-        "unit": privacy["unit"],
+        "unit": unit(privacy["unit"]),
     }
+
+
+def _alike(spent: Mapping[str, float | None]) -> dict[float | None, list[str]]:
+    """ε -> the agencies that paid it."""
+    found: dict[float | None, list[str]] = {}
+    for name, value in spent.items():
+        found.setdefault(value, []).append(name)
+    return found
+
+
+def unit(text: str) -> str:
+    """What is protected, in the page's words: a row of a table is a record."""
+    return text.replace("row", "record", 1) if text.startswith("row") else text
 
 
 def agency(name: str, each: Json) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from federation.panel.demand.about import agency, at, cost
 from federation.panel.demand.pictures import shared_bar
-from federation.panel.demand.said import hundred, told, up, words
+from federation.panel.demand.said import SENSIBLE, down, hundred, told, up, words
 from federation.panel.sections.numbers import join, real, shown
 
 Json = Mapping[str, Any]
@@ -38,7 +38,7 @@ def view(found: Json) -> dict[str, Any]:
 def cannot(least: float, needs: Json | None = None) -> str:
     """Why an overlap is not told, and what it would take. needs: the ε at which one of so many people could be told."""
     enough = f"an overlap of about {up(least, 0):,.0f} people"
-    if needs is not None and real(needs["epsilon"]):
+    if needs is not None and real(needs["epsilon"]) and needs["epsilon"] <= SENSIBLE:
         more = f"ε\u00a0=\u00a0{up(needs['epsilon'], 2):.2f} at each to tell one of {up(needs['overlap'], 0):,.0f} people"
         enough = f"{more}, or {enough}"
     return f"cannot be told at this budget: it would take {enough}"
@@ -64,7 +64,16 @@ def _pair(pair: Json, found: Json) -> dict[str, Any]:
         "groups": groups,
         "kept": any(each is None for _, both, of in groups for each in (both, *of)),
         "cannot": cannot(pair.get("least", found["least"]), pair.get("needs")),
+        "wider": None if shared is None else _wider(pair.get("with_missed")),
     }
+
+
+def _wider(with_missed: Json | None) -> dict[str, str] | None:
+    """The interval that allows for shared people who are written differently."""
+    if with_missed is None:
+        return None
+    low, high = down(with_missed["low"], 0), up(with_missed["high"], 0)
+    return {"low": f"{low:,.0f}", "high": f"{high:,.0f}", "missed": f"{100 * with_missed['missed']:.0f}"}
 
 
 def _groups(pair: Json) -> Iterator[tuple[str, Any, list[Any]]]:

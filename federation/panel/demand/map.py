@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from federation.panel.demand.about import agency, at, cost
-from federation.panel.demand.heat import ABSENT, bars, crossed, heat, turned
+from federation.panel.demand.about import agency, at, cost, unit
+from federation.panel.demand.heat import ABSENT, MOST_COLUMNS, bars, crossed, heat
 from federation.panel.demand.pictures import trend
 from federation.panel.demand.said import (
     MANY,
@@ -26,6 +26,7 @@ from federation.panel.demand.said import (
     told,
     words,
 )
+from federation.panel.demand.standing_out import standing_out
 from federation.panel.sections.cost import PROFILES
 from federation.panel.sections.numbers import epsilon, join, real, shown
 from federation.panel.svg import Mark
@@ -36,8 +37,8 @@ MOST_NAMES = 4  # of agencies in a sentence
 FEW = 3  # agencies, up to which each has its own sentence in sight
 
 SECTIONS = (
-    ("cost", "What it cost"),
     ("headlines", "In short"),
+    ("cost", "What it cost"),
     ("where", "Where it is, and who knows about it"),
     ("months", "Month by month"),
     ("spread", "How it is spread"),
@@ -52,20 +53,22 @@ SECTIONS = (
 def view(found: Json) -> dict[str, Any]:
     """Everything that the page shows, as texts, tables and pictures."""
     queries, attributes = asked(found), found["attributes"]
-    minimum = found["disclosure"]["minimum"]
+    minimum, tabled = found["disclosure"]["minimum"], _tabled(queries, attributes)
     headlines = [each for query in queries for each in _headline(query, found)]
     return {
         "sections": SECTIONS,
         "facts": facts(found),
         "cost": cost(found) | _training(found["privacy"]),
+        "out": standing_out(found),
         "headlines": headlines,
         "untold": _untold([each for each in headlines if not each["said"]]),
+        "needs": _needs(found),
         "between": _between_agencies(found),
         "maps": [each for query in queries for each in _maps(query, attributes, minimum)],
         "trends": [
             each for at, query in enumerate(queries) if (each := _trends(at, query, attributes, minimum))
         ],
-        "bars": [each for query in queries if (each := _bars(query, attributes, minimum))],
+        "bars": [each for query in queries if (each := _bars(query, attributes, minimum, tabled))],
         "questions": [_asked(query, attributes, minimum) for query in queries],
         "not_asked": [(words(str(each["query"])), str(each["why"])) for each in found["not_asked"]],
         "agencies": [agency(name, each) for name, each in found["agencies"].items()],
@@ -94,6 +97,8 @@ def facts(found: Json) -> dict[str, Any]:
         "months": _months(found["attributes"]),
         "people": people,
         "many": MANY[found["unit"]],
+        "one": unit(found["unit"]),
+        "others": any("other" in each["levels"] for each in found["attributes"].values()),
         "cells": f"{len(cells):,}",
         "told": f"{sum(shown(cell) is not None for cell in cells):,}",
     }
@@ -186,37 +191,83 @@ def _sentence(query: Json, where: Json, mark: Mark, known_to: str, attributes: J
 # --- tables and pictures ----------------------------------------------------------------------------
 
 
+def _needs(found: Json) -> list[dict[str, Any]]:
+    """Need by area or group: all shares by the same attribute, of all agencies that hold them."""
+    attributes, minimum = found["attributes"], found["disclosure"]["minimum"]
+    made = []
+    for by, queries in _by_one(asked(found), attributes).items():
+        if len(queries) < 2:
+            continue
+        columns, cells = [], []
+        for query in queries:
+            name, part = next(parts(query), (TOGETHER, ()))
+            alone = name != TOGETHER and len(found["agencies"]) > 1
+            columns.append(_need(query, attributes) + (f", at {name}" if alone else ""))
+            cells.append(marks(part))
+        rows = [(level, [known.get((level,)) for known in cells]) for level in attributes[by]["levels"]]
+        table = heat(
+            f"Needs by {words(by)}, all agencies together", (words(by), "need"), columns, rows, share=True
+        )
+        made.append({"heat": table, "cannot": cannot(queries[0], minimum)})
+    return made
+
+
+def _by_one(queries: Sequence[Json], attributes: Json) -> dict[str, list[Json]]:
+    """Shares by one attribute that is no month, by that attribute."""
+    found: dict[str, list[Json]] = {}
+    for query in queries:
+        if is_share(query) and len(query["by"]) == 1 and not attributes[query["by"][0]]["months"]:
+            found.setdefault(query["by"][0], []).append(query)
+    return found
+
+
+def _tabled(queries: Sequence[Json], attributes: Json) -> list[str]:
+    """Names of shares whose numbers stand in a table of needs or of agencies."""
+    needs = [each for each in _by_one(queries, attributes).values() if len(each) > 1]
+    several = [query for query in queries if is_share(query) and len(query["agencies"]) > 1]
+    return [query["name"] for query in itertools.chain(several, *needs)]
+
+
+def _need(query: Json, attributes: Json) -> str:
+    """What a share is of, shortly."""
+    among = condition(query["among"] or {}, attributes)
+    return (condition(query["where"], attributes) or "any record") + (f" (of: {among})" if among else "")
+
+
 def _between_agencies(found: Json) -> list[dict[str, Any]]:
-    """Agency by need: all rates of everybody in one table, all counts in one, then each question with one attribute."""
+    """Agency by need: all shares of everybody in one table, all counts in one, then each question with one attribute."""
     attributes, minimum = found["attributes"], found["disclosure"]["minimum"]
     several = [query for query in asked(found) if len(query["agencies"]) > 1]
     made = []
     for share, caption in ((True, "Shares by agency"), (False, "Numbers by agency")):
         plain = [query for query in several if not query["by"] and is_share(query) == share]
-        names = list(dict.fromkeys(name for query in plain for name, _ in parts(query)))
-        if not plain:
-            continue
-        columns = [dict(parts(query)) for query in plain]
-        rows = (
-            (name, [marks(column[name]).get(()) if name in column else ABSENT for column in columns])
-            for name in names
-        )
-        columns_named = [words(query["name"]) for query in plain]
-        table = heat(caption, "agency", columns_named, rows, share, () if share else (TOGETHER,))
-        made.append({"heat": table, "cannot": ""})
+        if plain:
+            made.append({"cannot": cannot(plain[0], minimum)} | _plain(plain, caption, share))
     for query in several:
         if len(query["by"]) == 1 and not attributes[query["by"][0]]["months"]:
-            levels = attributes[query["by"][0]]["levels"]
+            levels, by = attributes[query["by"][0]]["levels"], words(query["by"][0])
             cells = {name: marks(part) for name, part in parts(query)}
             rows = ((name, [known.get((level,)) for level in levels]) for name, known in cells.items())
+            sums = () if is_share(query) else (TOGETHER,)
             caption = f"{words(query['name'])}, agency by agency"
-            of = words(query["by"][0])
-            uncoloured = () if is_share(query) else (TOGETHER,)
-            table = heat(caption, f"agency by {of}", levels, rows, is_share(query), uncoloured)
-            if len(levels) > len(cells):
-                table = turned(table, f"{of} by agency")
+            table = heat(caption, ("agency", by), levels, rows, is_share(query), sums)
             made.append({"heat": table, "cannot": cannot(query, minimum, list(cells))})
     return made
+
+
+def _plain(queries: Sequence[Json], caption: str, share: bool) -> dict[str, Any]:
+    """A row for each agency and a column for each question; of one question bars."""
+    names = list(dict.fromkeys(name for query in queries for name, _ in parts(query)))
+    columns = [dict(parts(query)) for query in queries]
+    if len(queries) == 1:
+        only = [(name, marks(columns[0][name]).get(())) for name in names]
+        return {"bars": bars(f"{words(queries[0]['name'])}, agency by agency", "agency", only, share)}
+    rows = (
+        (name, [marks(column[name]).get(()) if name in column else ABSENT for column in columns])
+        for name in names
+    )
+    titles = [words(query["name"]) for query in queries]
+    return {"heat": heat(caption, ("agency", "question"), titles, rows, share, () if share else (TOGETHER,))}
 
 
 def _maps(query: Json, attributes: Json, minimum: float) -> Iterator[dict[str, Any]]:
@@ -259,31 +310,47 @@ def _trends(number: int, query: Json, attributes: Json, minimum: float) -> dict[
             lines.append((", ".join(levels) or name, [known.get(key) for key in keys]))
     whole = len(lines) * (len(own) if others else 1)
     lines = lines[: max(1, MOST_CELLS // max(len(months), 1))]
-    seen = [ends(mark)[1] for _, values in lines for mark in values if mark is not None]
-    share = is_share(query)
-    top = min(round_top(max(seen, default=0.0)), 1.0) if share else round_top(max(seen, default=0.0))
+    left_out, share = whole - len(lines), is_share(query)
+    drawn = [line for line in lines if 3 * sum(value is not None for value in line[1]) >= 2 * len(months)]
+    known_ones = [line for line in lines if any(value is not None for value in line[1])]
+    sums = [values for name, values in drawn if name == TOGETHER and not others]
+    tops = [_top(each, share) for each in (sums, [values for _, values in drawn if values not in sums])]
     return {
         "title": words(query["name"]),
         "question": question(query, attributes),
         "of": _at(own[0][0]) if others and own else "",
         "cannot": cannot(query, minimum, [name for name, _ in (own[:1] if others else own)]),
-        "any": bool(seen),
-        "kept": any(value is None for _, values in lines for value in values),
+        "any": bool(known_ones),
+        "kept": any(value is None for _, values in drawn for value in values),
         "pictures": [
-            trend(f"trend-{number}-{at}", name, months, values, top, share)
-            for at, (name, values) in enumerate(lines)
-            if any(value is not None for value in values)
+            trend(f"trend-{number}-{at}", name, months, values, tops[values not in sums], share)
+            for at, (name, values) in enumerate(drawn)
         ],
-        "untold": join(name for name, values in lines if all(value is None for value in values)),
-        "left_out": whole - len(lines),
-        "columns": [name for name, _ in lines],
-        "rows": [(each, [told(values[at], share) for _, values in lines]) for at, each in enumerate(months)],
+        "alike": len(drawn) - len(sums),
+        "few": join(line[0] for line in known_ones if line not in drawn),
+        "untold": join(line[0] for line in lines if line not in known_ones),
+        "left_out": left_out,
+        "blocks": [
+            (
+                [name for name, _ in part],
+                [(each, [told(values[at], share) for _, values in part]) for at, each in enumerate(months)],
+            )
+            for part in (known_ones[at : at + MOST_COLUMNS] for at in range(0, len(known_ones), MOST_COLUMNS))
+        ],
     }
 
 
-def _bars(query: Json, attributes: Json, minimum: float) -> dict[str, Any] | None:
-    """Of one attribute that is no month: the sum as bars, or the only agency's own."""
-    if len(query["by"]) != 1 or attributes[query["by"][0]]["months"]:
+def _top(lines: Sequence[Sequence[Mark | None]], share: bool) -> float:
+    """The end of the axis that they have in common."""
+    top = round_top(
+        max((ends(mark)[1] for values in lines for mark in values if mark is not None), default=0.0)
+    )
+    return min(top, 1.0) if share else top
+
+
+def _bars(query: Json, attributes: Json, minimum: float, tabled: Sequence[str]) -> dict[str, Any] | None:
+    """Of one attribute that is no month: the sum as bars, or the only agency's own. tabled: shares that stand elsewhere."""
+    if len(query["by"]) != 1 or attributes[query["by"][0]]["months"] or query["name"] in tabled:
         return None
     name, cells = next(parts(query), ("", ()))
     known, levels = marks(cells), attributes[query["by"][0]]["levels"]
@@ -328,7 +395,7 @@ def _small_print(found: Json) -> dict[str, Any]:
     delta = privacy["delta"]
     return {
         "mechanism": privacy["mechanism"],
-        "unit": privacy["unit"],
+        "unit": unit(privacy["unit"]),
         "adjacency": privacy["adjacency"],
         "accountant": privacy["accountant"],
         "delta": f"{delta:.12f}".rstrip("0") if delta else "0",

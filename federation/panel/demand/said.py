@@ -14,8 +14,8 @@ from federation.panel.svg import Mark
 Json = Mapping[str, Any]
 TOGETHER = "together"
 MANY = {"person": "people", "row": "records"}  # what a query counts -> several of them
-MOST_EPSILON = 10.0  # above it nothing is promised that anybody should rely on
 STEPS = 5  # of a heat map's colours
+SENSIBLE = 10.0  # the largest epsilon that a page proposes
 TINY = 1e-9  # a float's error, relative, is no reason to round
 
 
@@ -33,21 +33,31 @@ class Told:
     @property
     def between(self) -> str:
         """The interval as text, where there was noise."""
-        return "no noise" if self.low == self.value == self.high else f"{self.low} to {self.high}"
+        return "no noise" if self.low == self.value == self.high else f"{self.low.rstrip('%')} to {self.high}"
 
 
 def told(mark: Mark | None, share: bool, top: float = 0.0) -> Told | None:
-    """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour."""
+    """`mark` as text; None stays None. share: as a percentage, else people. top: the number of the darkest colour.
+
+    A rough number has no colour: the eye is to find what is known.
+    """
     if mark is None:
         return None
-    step = (
-        0 if mark.value <= 0 or top <= 0 else min(max(math.ceil(STEPS * mark.value / top - TINY), 1), STEPS)
-    )
     low, high = ends(mark)
     value, lowest, highest = _texts(
         mark, 100 if share else 1, decimals(low, high) if share else 0, "%" if share else ""
     )
-    return Told(value, lowest, highest, step, high - low > mark.value)
+    rough = is_rough(mark)
+    step = 0
+    if mark.value > 0 and top > 0 and not rough:
+        step = min(max(math.ceil(STEPS * mark.value / top - TINY), 1), STEPS)
+    return Told(value, lowest, highest, step, rough)
+
+
+def is_rough(mark: Mark) -> bool:
+    """Whether the interval is wider than the number."""
+    low, high = ends(mark)
+    return high - low > mark.value
 
 
 def hundred(mark: Mark) -> Told:
@@ -113,6 +123,16 @@ def marks(cells: Sequence[Json]) -> dict[tuple[str, ...], Mark | None]:
     return {tuple(map(str, cell["levels"])): shown(cell) for cell in cells}
 
 
+def compared(cells: Sequence[Json]) -> dict[tuple[str, ...], Mark | None]:
+    """As `marks`, with the wider intervals that hold for all compared numbers of the map together."""
+    return {tuple(map(str, cell["levels"])): _compared(cell) for cell in cells}
+
+
+def _compared(cell: Json) -> Mark | None:
+    mark, wide = shown(cell), cell.get("wide")
+    return None if mark is None or wide is None else Mark(mark.value, wide["low"], wide["high"])
+
+
 def parts(query: Json) -> Iterator[tuple[str, Sequence[Json]]]:
     """(agency or TOGETHER, cells); the sum comes first, and not where it is the only agency's own."""
     together, agencies = query["together"], query["agencies"]
@@ -142,6 +162,9 @@ def condition(where: Mapping[str, Sequence[str]], attributes: Json) -> str:
 def _one(name: str, levels: Sequence[str], all_levels: Sequence[str]) -> str:
     if sorted(map(str, all_levels)) == ["no", "yes"] and len(levels) == 1:
         return words(name) if levels[0] == "yes" else f"no {words(name)}"
+    others = [level for level in map(str, all_levels) if level not in levels]
+    if 0 < len(others) < 3 < len(levels):
+        return f"any {words(name)} but {' and '.join(f'“{level}”' for level in others)}"
     return f"{words(name)} {' or '.join(f'“{level}”' for level in levels)}"
 
 
@@ -165,7 +188,7 @@ def cannot(query: Json, minimum: float, names: Collection[str] = (TOGETHER,)) ->
     if len(set(facts.values())) == 1:
         text = next(iter(facts.values()))
     else:
-        text = "; ".join(f"{takes} {where}" for where, takes in facts.items())
+        text = "; ".join(f"{where} {takes}" for where, takes in facts.items())
     return f"cannot be told at this budget: it would take {text}"
 
 
@@ -176,4 +199,6 @@ def _takes(facts: Json, query: Json, minimum: float) -> str:
     enough = f"about {up(max(least, minimum), 0):,.0f} {MANY[query['counts']]}"
     if needed is None:
         return enough
-    return f"ε\u00a0=\u00a0{up(needed, 2):.2f}{' (more than anybody should spend)' if needed > MOST_EPSILON else ''}, or {enough}"
+    if needed > SENSIBLE:
+        return f"{enough} (more of them or a longer period: no sensible ε would do)"
+    return f"{enough}, or ε\u00a0=\u00a0{up(needed, 2):.2f}"

@@ -11,18 +11,25 @@ from federation.panel.svg import Mark
 
 Json = Mapping[str, Any]
 PICTURES = 6  # pairs that have one
+LEVEL = 0.95  # of all intervals together, where signs.json does not say
 VERDICTS = ("leads", "no sign", "cannot be told")
 
 
 def view(found: Json) -> dict[str, Any]:
     """Everything that the page shows, as texts, tables and pictures."""
-    rows = [_row(sign) for sign in found["signs"]]
+    names = _names(found["series"])
+    rows = [_row(sign, names) for sign in found["signs"]]
     rows.sort(key=lambda row: (VERDICTS.index(row["verdict"]), -row["size"]))
+    questions = {words(each["query"]) for each in found["series"]}
     return {
         "found": found,
         "created": at(found["created"]),
         "maps": join(map(str, found["maps"])),
         "epsilon": _epsilon(found["privacy"]["epsilon"]),
+        "conclusion": f"{found['conclusion'][:1].upper()}{found['conclusion'][1:]}",
+        "question": next(iter(questions)) if len(questions) == 1 else "",
+        "pairs": len({(sign["leads"], sign["follows"]) for sign in found["signs"]}),
+        "level": f"{100 * found.get('level', LEVEL):.10g}",
         "leads": [row for row in rows if row["verdict"] == "leads"],
         "rest": [row for row in rows if row["verdict"] == "no sign"],
         "untold": _untold([row for row in rows if row["verdict"] == "cannot be told"]),
@@ -36,15 +43,31 @@ def view(found: Json) -> dict[str, Any]:
             )
             for each in found["series"]
         ],
+        "left_out": [(join(names), why) for why, names in _left_out(found).items()],
     }
 
 
-def _row(sign: Json) -> dict[str, Any]:
+def _left_out(found: Json) -> dict[str, list[str]]:
+    """Why -> the series that were not compared."""
+    reasons: dict[str, list[str]] = {}
+    for each in found.get("left_out", ()):
+        reasons.setdefault(each["why"], []).append(words(each["name"]))
+    return reasons
+
+
+def _names(series: Sequence[Json]) -> dict[str, str]:
+    """A series' name -> its agency, where every agency has one series of the same question; else the name itself."""
+    agencies = {each["agency"] for each in series}
+    alike = len({each["query"] for each in series}) == 1 and len(agencies) == len(series)
+    return {each["name"]: each["agency"] if alike else words(each["name"]) for each in series}
+
+
+def _row(sign: Json, names: Mapping[str, str]) -> dict[str, Any]:
     mark = _mark(sign)
     value, between = ("", "") if mark is None else _texts(mark)
     return {
-        "leads": words(sign["leads"]),
-        "follows": words(sign["follows"]),
+        "leads": names.get(sign["leads"], words(sign["leads"])),
+        "follows": names.get(sign["follows"], words(sign["follows"])),
         "key": (sign["leads"], sign["follows"]),
         "lag": f"{sign['lag']} month{'' if sign['lag'] == 1 else 's'}" if real(sign["lag"]) else "–",
         "value": value,
@@ -56,15 +79,14 @@ def _row(sign: Json) -> dict[str, Any]:
     }
 
 
-def _untold(rows: Sequence[Json]) -> list[tuple[str, str, str, str]]:
-    """Pairs that cannot be told, with their lags in one line, and why."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+def _untold(rows: Sequence[Json]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Pairs that cannot be told, by the reason why: what would lead, and what would follow."""
+    found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        found.setdefault((row["leads"], row["follows"], row["why"]), []).append(row["lag"].split(" ")[0])
-    return [
-        (leads, follows, "any lag" if known == ["–"] else f"{join(known)} months", why)
-        for (leads, follows, why), known in found.items()
-    ]
+        follows = found.setdefault(row["why"], {}).setdefault(row["leads"], [])
+        if row["follows"] not in follows:
+            follows.append(row["follows"])
+    return [(why, [(leads, join(follows)) for leads, follows in of.items()]) for why, of in found.items()]
 
 
 def _mark(sign: Json) -> Mark | None:
@@ -83,10 +105,10 @@ def _lags(pair: tuple[str, str], signs: Sequence[Json]) -> list[tuple[int, Mark 
 
 def _pictures(rows: Sequence[Json], found: Json) -> list[dict[str, Any]]:
     """Each of the clearest pairs: what was found at each lag, as a picture and as numbers."""
-    pairs = list(dict.fromkeys(row["key"] for row in rows if row["verdict"] == "leads"))[:PICTURES]
+    pairs = {row["key"]: f"{row['leads']} → {row['follows']}" for row in rows if row["verdict"] == "leads"}
     made = []
-    for number, pair in enumerate(pairs):
-        title, known = " → ".join(map(words, pair)), _lags(pair, found["signs"])
+    for number, (pair, title) in enumerate(list(pairs.items())[:PICTURES]):
+        known = _lags(pair, found["signs"])
         made.append(
             {
                 "title": title,
