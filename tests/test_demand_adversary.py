@@ -208,10 +208,13 @@ def test_a_node_says_so_before_it_reads_a_record(study: Study, tmp_path: Path) -
 
 HIDDEN: dict[str, dict[str, Any]] = {
     "under another name": {
-        "attributes": cut("known", 30),
-        "queries": [{"histogram": "known"}],
+        "attributes": cut("wealth", 30),
+        "queries": [{"histogram": "wealth"}],
     },
-    "as a condition": {"queries": [{"count": {"known": "yes"}, "by": ["sex"]}], "attributes": cut("sex", 30)},
+    "as a level": {
+        "attributes": cut("wealth", 30),
+        "queries": [{"count": {"known": "yes"}, "by": ["wealth"]}],
+    },
     "as whom a rate is of": {
         "attributes": cut("old", 60),
         "queries": [{"rate": {"of": {"known": "yes"}, "among": {"old": "60 or more"}}}],
