@@ -228,11 +228,12 @@ class Node:
         plan = order.plan
         self._review_cohort(plan)
         self._matches(plan)
+        boxes = self.pacts.seal(plan, order.greetings)  # first: what does not check changes nothing else
         for given_up in self.pacts.forget_others(plan):
             self.ledger.release_reservation(given_up)
         if self._known(plan.sha256) is None:
             self.ledger.reserve(_facts(plan), [replace(plan.release(), split_id=self._split_id(plan))])
-        return Boxes(self.facts.name, self.pacts.seal(plan, order.greetings))
+        return Boxes(self.facts.name, boxes)
 
     def cohort(self, order: CohortOrder) -> CohortReply:
         """One noised histogram under the agreed secret: charged before any noise is drawn, then it leaves, once."""

@@ -273,12 +273,12 @@ def plan(
     with one row is to move it, L2.
 
     Raises:
-        WorkloadError: no table, an unknown attribute, or more than `must_be_small` permits.
+        WorkloadError: no table, an unknown attribute, or more cells, levels or parts than the most.
     """
     asked = tuple(dict.fromkeys(in_order(table, sizes) for table in tables))
     if not asked:
         raise WorkloadError("a workload needs one table at least")
-    must_be_small(sizes, asked)
+    _must_be_small(sizes, asked)
     every = {part for table in asked for part in subsets(table)}
     numbers = sum(math.prod(sizes[name] - 1 for name in part) for part in every)
     if numbers > MOST_CELLS:
@@ -295,7 +295,7 @@ def plan(
     return Strategy(dict(sizes), asked, scales, rows)
 
 
-def must_be_small(sizes: Mapping[str, int], tables: Iterable[Attributes]) -> None:
+def _must_be_small(sizes: Mapping[str, int], tables: Iterable[Attributes]) -> None:
     """`WorkloadError` where a table has too many cells or levels, or all have too many parts, before anything is made of them.
 
     Whoever proposes a workload could otherwise have an agency's node spend hours, or all its memory, on planning it.
@@ -337,7 +337,7 @@ def least_error(
         WorkloadError: a table has more cells than `MOST_CELLS`.
     """
     asked = tuple(tables)
-    must_be_small(sizes, asked)
+    _must_be_small(sizes, asked)
     cost, error = _costs(sizes, asked, weights or {})
     return math.fsum(math.sqrt(cost[part] * error[part]) for part in cost) ** 2
 

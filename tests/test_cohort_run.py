@@ -307,6 +307,22 @@ def test_one_set_up_is_sealed_for_one_set_of_greetings(
     )
 
 
+def test_greetings_that_do_not_check_reserve_nothing_and_end_no_other_cohort(
+    homes: dict[str, Path], grid: Wire, experiment: Experiment
+) -> None:
+    set_up(grid, plan_of(experiment))
+    held = reserved(homes["health"])
+    assert len(held) == 1
+    other = plan_of(experiment, run_id="run-2")
+    mine = grid.ask(wire.pack_greet_order(GreetOrder(other), 1))
+    assert isinstance(mine, Greeted)
+    forged = Greeting("police", mine.greeting.key[::-1], mine.greeting.commitment, b"s" * 64)
+    seal = SealOrder(other, (mine.greeting, forged))
+    assert grid.ask(wire.pack_seal_order(seal, 1)) == Refusal("health", Reason.MASKS)
+    assert reserved(homes["health"]) == held
+    assert (homes["health"] / "cohorts" / "run-1.json").exists()
+
+
 def test_without_a_set_up_there_is_no_histogram(grid: Wire, experiment: Experiment) -> None:
     plan = plan_of(experiment)
     order = wire.pack_cohort_order(CohortOrder(plan, {"police": b"x" * 60}), 1)
