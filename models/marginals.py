@@ -34,7 +34,7 @@ Attributes = tuple[str, ...]
 """Names of attributes in the order of the domain; () is everybody."""
 
 STEPS = 2**20  # L2 sensitivity of a person with one row, in steps of the grid, but for rounding
-MOST_CELLS = 200_000  # in one table, and numbers in one release
+MOST_CELLS = 50_000  # in one table, and numbers in one release
 MOST_LEVELS = 1_200  # of one attribute: its contrasts are a matrix of as many rows and columns
 MOST_PARTS = (
     100_000  # subsets of the asked tables, each counted in every table that has it: what planning takes
@@ -298,14 +298,16 @@ def plan(
 def _must_be_small(sizes: Mapping[str, int], tables: Iterable[Attributes]) -> None:
     """`WorkloadError` where a table has too many cells or levels, or all have too many parts, before anything is made of them.
 
-    Whoever proposes a workload could otherwise have an agency's node spend hours, or all its memory, on planning it.
+    Whoever proposes a workload could otherwise have an agency's node spend hours, or all its memory, on planning it, and the
+    coordinator on fitting it, which takes a table's cells times its subsets.
     """
     parts = 0
     for table in tables:
-        cells = math.prod(sizes[name] for name in table)
-        if cells > MOST_CELLS:
+        cells, most = math.prod(sizes[name] for name in table), min(MOST_CELLS, 8 * MOST_CELLS >> len(table))
+        if cells > most:
+            of = "" if most == MOST_CELLS else f" over {len(table)} attributes"
             raise WorkloadError(
-                f"the table over {' x '.join(table)} has {cells:,} cells, and {MOST_CELLS:,} is the most: take fewer or "
+                f"the table over {' x '.join(table)} has {cells:,} cells, and {most:,} is the most{of}: take fewer or "
                 "coarser attributes"
             )
         for name in table:
