@@ -197,8 +197,9 @@ class Node:
         self._reserve(plan)
         counted = self._people(plan)
         draw = self._begin(order.digest, lambda: counted.digest)
-        if order.draw is not None or not (draw.again and self.ledger.charged(order.order_id)):
-            self._charge(order, once=order.draw is not None)
+        again = order.draw is None and draw.again and self.ledger.charged(order.order_id)
+        if not again:  # whoever approved the plan did so for one draw
+            self._charge(order, once=True)
         stream = (
             draw.stream("map noise")
             if plan.seed is None
@@ -249,7 +250,7 @@ class Node:
         named = replace(plan.release(), split_id=self._split_id(plan))
         draw = self._begin(plan.sha256, lambda: hashlib.sha256(counts.tobytes()).digest())
         if not (draw.again and self.ledger.charged(plan.order_id)):
-            self.ledger.charge(_facts(plan), plan.order_id, [named])
+            self.ledger.charge(_facts(plan), plan.order_id, [named], once=True)
         left = noised(counts, plan, self._cohort_stream(plan, draw))
         reply = CohortReply(self.facts.name, left, (plan.release(),), self.head)
         self._keep_reply(plan.sha256, reply)

@@ -36,6 +36,7 @@ from federation.server.exchange import (
 from federation.server.result import RunFacts
 from federation.server.rounds import Heads, charged
 from federation.server.tracking import Tracker
+from models.contract import Group
 from models.design import Cell, Design, Reading, answer, everybody, merged, noised
 from models.disclosure import Disclosure
 from models.scores import LEVEL, NOTHING, Estimate
@@ -323,6 +324,8 @@ class Picture:
             grids = [grid.T for grid in grids]
         counts, sd = (np.atleast_2d(grid).tolist() for grid in grids)
         names = labels[0] if areas else ["everywhere"]
+        if areas and _has_other(self._workload.attributes[areas[0]]):  # no area, and mostly nobody
+            names, counts, sd = names[:-1], counts[:-1], sd[:-1]
         return {
             "name": f"{agency}: {query.name}",
             "agency": agency,
@@ -415,6 +418,15 @@ def _wide(cell: Cell, wide: Cell) -> dict[str, float | None] | None:
 
 def _levels(attribute: Attribute) -> list[str]:
     return [level for level in attribute.level_names if level != OUTSIDE]
+
+
+def _has_other(attribute: Attribute) -> bool:
+    """Whether its last level is of values that are missing or not declared."""
+    return (
+        isinstance(attribute, Group)
+        and "other" not in {level.name for level in attribute.levels}
+        and attribute.other
+    )
 
 
 def _header(experiment: Experiment, plan: MapPlan, facts: RunFacts) -> dict[str, Any]:
