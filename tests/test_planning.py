@@ -278,7 +278,7 @@ def test_too_few_agencies_are_one_sentence(ask: Callable[..., Done], facts: Path
     [
         (["privacy=shared"], "strategy must be dp_fedsgd where privacy is shared"),
         (["rouns=3"], "did you mean rounds?"),
-        (["--bogus"], "'--bogus' is not an override"),
+        (["--bogus"], "'--bogus' is not an option of this command"),
         (["--plot", "plan.pdf"], "--plot must name a file that ends in .svg or .png, got plan.pdf"),
     ],
 )

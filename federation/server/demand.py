@@ -128,9 +128,7 @@ def _summed(
     except masked.SetUpError as error:
         raise RunError(str(error)) from None
     order = MapOrder(plan, heads=dict(federation.heads))
-    asked, total = masked.ask_map(grid, experiment, federation, session, order)
-    for name, value in vars(asked).items():
-        setattr(got, name, value)
+    total = masked.ask_map(grid, experiment, federation, session, order, got)
     return Released(total=total, summed=tuple(got.replied))
 
 
@@ -204,9 +202,11 @@ def promises(experiment: Experiment, plan: MapPlan, names: Sequence[str] | None 
 def _promise(query: Query, designs: Mapping[str, Design], plan: MapPlan, rule: Disclosure) -> Promise:
     variances = {name: own_variance(plan, design) for name, design in designs.items()}
     each = [design.expected(query, variances[name]) for name, design in designs.items()]
-    first = next(iter(designs))
-    least = designs[first].least(query, variances[first], rule)
-    together = designs[first].least(query, len(designs) * variances[first], rule)
+    least, noisiest = max(
+        ((design.least(query, variances[name], rule), name) for name, design in designs.items()),
+        key=lambda found: found[0].people,
+    )
+    together = designs[noisiest].least(query, len(designs) * variances[noisiest], rule)
     one = float(max(np.median(sd) for sd in each))
     every = float(np.median(np.sqrt(np.sum([sd**2 for sd in each], axis=0))))
     if plan.circle is not None:  # all shares together are one agency's noise, and there is no one agency's

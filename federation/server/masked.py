@@ -122,15 +122,19 @@ def ask(
 
 
 def ask_map(
-    grid: Grid, experiment: Experiment, federation: Federation, session: Session, order: MapOrder
-) -> tuple[Round, np.ndarray | None]:
-    """The sum of the counts of those who survive, int64, in grid steps; None where the draw is void."""
-    got = Round()
+    grid: Grid,
+    experiment: Experiment,
+    federation: Federation,
+    session: Session,
+    order: MapOrder,
+    got: Round,
+) -> np.ndarray | None:
+    """The sum of the counts of those who survive, int64, in grid steps; None where the draw is void, and `got` says why."""
     order = replace(order, draw=session.next_draw, transcript=session.roster.transcript)
     asked = {name: wire.pack_map_order(order, node) for name, node in _members(federation, session).items()}
     talk = _Talk(grid, experiment, federation, session)
     found = talk.sum(order, asked, lambda reply: _is_of_map(reply, order), got, last=True)
-    return got, None if found is None else found[0]
+    return None if found is None else found[0]
 
 
 def _members(federation: Federation, session: Session) -> dict[str, int]:
