@@ -29,7 +29,7 @@ CONTRACT = {
     "label": {"column": "outcome", "positive": ["1"], "horizon": "a year", "description": "Made up."},
     "match": {"identifier": "number"},
 }
-CASES = ((10_000, 2_000, 20, 0.15), (100_000, 20_000, 5, 0.05), (1_000_000, 200_000, 1, 0.05))
+CASES = ((10_000, 2_000, 100, 0.15), (100_000, 20_000, 20, 0.05), (1_000_000, 200_000, 1, 0.05))
 SECONDS = 60.0  # that the largest lists may take
 
 
