@@ -397,6 +397,7 @@ def test_a_table_that_lies_in_a_nodes_folder_or_is_linked_is_refused(folder: Pat
         people.copied(folder / "agencies.yaml", is_copy=True)
 
 
+@pytest.mark.long
 def test_the_audit_makes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import clients.ledger
 
@@ -436,6 +437,7 @@ def test_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str
     assert str(folder) not in out.read_text()
 
 
+@pytest.mark.long
 def test_command_says_what_exceeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
