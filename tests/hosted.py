@@ -242,7 +242,9 @@ def lay_out(root: Path, names: Iterable[str], address: str, ca: Path | None) -> 
 def policy() -> dict[str, Any]:
     """What these agencies permit."""
     budget = {"life": 100.0, "delta": 1e-5}
-    return permits(min_people=100, max_honest=2, stats_columns=["age"], budget=budget)
+    releases = ["train", "evaluate", "stats", "map"]
+    columns = {"stats_columns": ["age"], "map_columns": ["known", "sex"]}
+    return permits(min_people=100, max_honest=2, releases=releases, budget=budget, **columns)
 
 
 def change(path: Path, **values: Any) -> None:

@@ -122,6 +122,29 @@ def test_a_statistic_is_taken(federation: Federation, finished: Run) -> None:
     assert CANARY not in json.dumps(found)
 
 
+def test_a_map_is_drawn_behind_masks(federation: Federation, finished: Run) -> None:
+    """One charge in each ledger, of noise that all share; the coordinator has the sum alone, and it is near the truth."""
+    before = {name: agency.charges() for name, agency in federation.agencies.items()}
+    workload = federation.root / "workload.yaml"
+    workload.write_text("name: masked\nqueries:\n- crosstab: [known, sex]\n")
+    words = ["map", "--superlink", str(federation.host.folder), *SETTINGS, "min_agencies=3", "map=own"]
+    words += [f"map.workload={workload}", "map.epsilon=2", "privacy=shared", "privacy.dropouts=0"]
+    done = federation.host.fedrisk(*words, cwd=federation.root)
+    assert done.returncode == 0, done.stderr
+    path = Path(re.search(r"result +(\S+map.json)", done.stdout)[1])  # type: ignore[index]
+    federation.wait(path.exists, 120, "the map")
+    found = json.loads(path.read_text())
+    assert {facts["status"] for facts in found["agencies"].values()} == {"counted"}
+    assert found["queries"][0]["agencies"] == {}
+    assert found["people"]["value"] == pytest.approx(900, abs=20)
+    assert (path.parent / "map.html").exists()
+    for name, agency in federation.agencies.items():
+        (new,) = agency.charges()[len(before[name]) :]
+        assert isinstance(new[1], SharedRelease)
+        assert new[1].to_dict() | {"split_id": ""} == found["agencies"][name]["releases"][0]
+    assert CANARY not in path.read_text() + (path.parent / "map.html").read_text()
+
+
 def test_a_deployed_model_is_measured_again(federation: Federation, finished: Run) -> None:
     """One more table in each ledger, and nothing that trains; the numbers are those of the run within the noise."""
     before = {name: agency.charges() for name, agency in federation.agencies.items()}
