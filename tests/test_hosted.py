@@ -255,6 +255,6 @@ def test_a_node_stops_after_its_order_and_its_journal_and_ledger_hold(
             line["kind"] for line in json.loads(agency.command("log", str(agency.folder), "--json").stdout)
         ]
         assert (kinds[0], kinds[-1]) == ("started", "stopped")
-        assert kinds.count("released") == 5 + 4 + 3 + 1 + 1, (
-            "a run, a masked and a registered one, a statistic, a retest"
+        assert kinds.count("released") == 5 + 4 + 3 + 1 + 1 + 1, (
+            "a run, a masked and a registered one, a statistic, a map, a retest"
         )
