@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+
+from federation.plan import Reason, Refused
 
 KEY_BYTES = 32
 
@@ -105,6 +108,16 @@ def read_pin(agency: str, text: str) -> bytes:
             f"node.toml: peers.{agency} must be 32 bytes in base64, as `python -m clients.keys` prints them"
         ) from None
     return raw
+
+
+def must_be_pinned(names: Collection[str], pins: Mapping[str, bytes]) -> None:
+    """`Refused(MASKS)` where some of `names` have no public key here: their messages could be anybody's."""
+    if missing := sorted(set(names) - set(pins)):
+        raise Refused(
+            Reason.MASKS,
+            f"peers: node.toml has no public key of {', '.join(missing)}: ask them for the line that "
+            "`python -m clients.keys FOLDER` prints, over a channel that the coordinator does not run",
+        )
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from clients.keys import must_be_pinned
 from federation import secagg
 from federation.durable import write_whole
 from federation.plan import Reason, Refused
@@ -151,12 +152,7 @@ class Masks:
         circle = plan.circle
         if circle is None or self.name not in circle.agencies:
             raise Refused(Reason.MASKS, "the plan has no shared noise that this agency is part of")
-        if missing := sorted(set(circle.agencies) - set(self._pins)):
-            raise Refused(
-                Reason.MASKS,
-                f"peers: node.toml has no public key of {', '.join(missing)}: ask them for the line that "
-                "`python -m clients.keys FOLDER` prints, over a channel that the coordinator does not run",
-            )
+        must_be_pinned(circle.agencies, self._pins)
 
     def _check(self, plan: Masked, draws: int, adverts: Sequence[Advert]) -> Roster:
         self._must_be_pinned(plan)

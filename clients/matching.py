@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from clients import randomness
+from clients.keys import must_be_pinned
 from clients.randomness import Stream
 from federation import pact
 from federation.cohort import CohortPlan
@@ -42,7 +43,7 @@ class Pacts:
 
     def greet(self, plan: CohortPlan, attempt: int) -> Greeting:
         """This node's greeting: the same for one attempt, anew for the next; an attempt of before is refused."""
-        self._must_be_pinned(plan)
+        must_be_pinned(plan.of, self._pins)
         with self._locked():
             kept = self._read(plan)
             if kept is not None and attempt < kept[0].attempt:
@@ -84,14 +85,6 @@ class Pacts:
     def forget(self, plan: CohortPlan) -> None:
         """The histogram has left: nothing else is made of this secret."""
         self._path(plan).unlink(missing_ok=True)
-
-    def _must_be_pinned(self, plan: CohortPlan) -> None:
-        if missing := sorted(set(plan.of) - set(self._pins)):
-            raise Refused(
-                Reason.MASKS,
-                f"peers: node.toml has no public key of {', '.join(missing)}: ask them for the line that "
-                "`python -m clients.keys FOLDER` prints, over a channel that the coordinator does not run",
-            )
 
     def _root(self, plan: CohortPlan, attempt: int) -> bytes:
         """Of the operating system; a simulation repeats it by the seed, which no other node takes a plan with."""

@@ -74,7 +74,6 @@ from federation.protocol import (
     SharedNoise,
     Signed,
     StatsOrder,
-    StatsPlan,
     StatsReply,
     weights_digest,
 )
@@ -176,7 +175,7 @@ class Node:
         draw = self._begin(plan.sha256, lambda: hashlib.sha256(values.tobytes()).digest())
         if not (draw.again and self.ledger.charged(plan.order_id)):
             self.ledger.charge(_facts(plan), plan.order_id, [named])
-        noised = noise.noised(sums, grid, self._stats_stream(plan, draw))
+        noised = noise.noised(sums, grid, self._stream_of(plan, draw, "stats", plan.column))
         reply = StatsReply(self.facts.name, noised, (plan.release(),), self.head)
         self._keep_reply(plan.sha256, reply)
         self.log.info("run %s: released a table of the values of %s", plan.run_id, plan.column)
@@ -200,11 +199,7 @@ class Node:
         again = order.draw is None and draw.again and self.ledger.charged(order.order_id)
         if not again:  # whoever approved the plan did so for one draw
             self._charge(order, once=True)
-        stream = (
-            draw.stream("map noise")
-            if plan.seed is None
-            else Stream.seeded(f"{plan.seed}|{self.facts.name}|map")
-        )
+        stream = self._stream_of(plan, draw, "map")
         reply: MapReply | MaskedReply
         if order.draw is None:
             numbers = counting.noised(plan, design, counted, stream)
@@ -251,7 +246,7 @@ class Node:
         draw = self._begin(plan.sha256, lambda: hashlib.sha256(counts.tobytes()).digest())
         if not (draw.again and self.ledger.charged(plan.order_id)):
             self.ledger.charge(_facts(plan), plan.order_id, [named], once=True)
-        left = noised(counts, plan, self._cohort_stream(plan, draw))
+        left = noised(counts, plan, self._stream_of(plan, draw, "cohort"))
         reply = CohortReply(self.facts.name, left, (plan.release(),), self.head)
         self._keep_reply(plan.sha256, reply)
         self.pacts.forget(plan)
@@ -751,17 +746,11 @@ class Node:
             return work.draw.stream(purpose)
         return Stream.seeded(f"{self._seed(work.order, purpose)}")
 
-    def _stats_stream(self, plan: StatsPlan, draw: Draw) -> Stream:
-        """As `_stream`, for the one draw of a statistic."""
+    def _stream_of(self, plan: Terms, draw: Draw, what: str, *which: str) -> Stream:
+        """As `_stream`, for a plan that is one draw: of `what`, and in a simulation of `which`."""
         if plan.seed is None:
-            return draw.stream("stats noise")
-        return Stream.seeded(f"{plan.seed}|{self.facts.name}|stats|{plan.column}")
-
-    def _cohort_stream(self, plan: CohortPlan, draw: Draw) -> Stream:
-        """As `_stream`, for the one draw of a cohort."""
-        if plan.seed is None:
-            return draw.stream("cohort noise")
-        return Stream.seeded(f"{plan.seed}|{self.facts.name}|cohort")
+            return draw.stream(f"{what} noise")
+        return Stream.seeded("|".join([str(plan.seed), self.facts.name, what, *which]))
 
     def _seed(self, order: RoundOrder, purpose: str) -> int:
         """Seed of one stream: of (seed, agency, round, purpose), so two agencies never share noise."""

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ from rich.table import Table
 from experiments.agencies import DataError
 from experiments.config import Study, compose, read
 from experiments.demand import for_counting
-from experiments.run import explained, log_to_file, must_be_simulated, new_run_id, with_whole_paths
+from experiments.run import (
+    explained,
+    log_to_file,
+    must_be_simulated,
+    new_run_id,
+    say_left_out,
+    table_problems,
+    with_whole_paths,
+)
 from federation.cohort import EPSILONS, CohortPlan, CohortRequest, columns_of, levels_of, why_not
 from federation.experiment import Experiment, SettingsError, checked
 from federation.server.app import run_cohort_job
@@ -94,7 +101,7 @@ def cohort_plan(
     simulation: bool,
 ) -> CohortPlan:
     """What the agencies are asked; `SettingsError` where it cannot be asked. A seed in simulations only."""
-    settings, contract = experiment.settings, experiment.data_contract
+    contract = experiment.data_contract
     sizes = {participant.name: participant.public_size for participant in experiment.participants}
     if unknown := [name for name in names if name not in sizes]:
         known = ", ".join(sorted(sizes))
@@ -106,15 +113,7 @@ def cohort_plan(
     if why is not None:
         raise SettingsError(why)
     of, levels = tuple(sorted(names)), len(levels_of(contract, by))
-    values = {
-        "run_id": run_id,
-        "experiment": settings.name,
-        "purpose": settings.purpose,
-        "contract_sha256": contract.sha256,
-        "tune_fraction": settings.split.tune,
-        "test_fraction": settings.split.test,
-        "participants": experiment.participants,
-        "seed": settings.seed if simulation else None,
+    values = experiment.plan_terms(run_id, simulation=simulation) | {
         "of": of,
         "epsilon": epsilon,
         "buckets": cohort.planned_buckets([sizes[name] for name in of], epsilon, levels),
@@ -152,20 +151,10 @@ def _check(nodes: Sequence[Path], plan: CohortPlan) -> None:
 
     They are left out; `DataError` where fewer than two would be left.
     """
-    from clients.node import DataError as NodeDataError
-    from clients.node import open_node
-
-    problems: dict[str, list[str]] = {}
-    for folder in nodes:
-        try:
-            open_node(folder).check_matched(plan)
-        except NodeDataError as error:
-            heading, *each = str(error).splitlines()
-            problems[folder.name] = [line.removeprefix("- ") for line in each] or [heading]
+    problems = table_problems(nodes, lambda node: node.check_matched(plan))
     if len(nodes) - len(problems) < 2:
         raise DataError(*(f"{name}: {line}" for name, lines in problems.items() for line in lines))
-    for name, lines in problems.items():
-        print(f"fedrisk: {name} is left out: {'; '.join(lines)}", file=sys.stderr)
+    say_left_out(problems)
 
 
 def _run(job: CohortJob, nodes: Sequence[Path]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from experiments.run import (
     log_to_file,
     must_be_simulated,
     new_run_id,
+    say_left_out,
+    table_problems,
     where_tracked,
     why_absent,
     with_whole_paths,
@@ -130,15 +131,7 @@ def map_plan(
             noise = noise_for(wanted.epsilon, privacy.delta, 1.0, 1, shared=shared)
         except ValueError:
             raise SettingsError(TOO_LITTLE.format(wanted.epsilon)) from None
-    values = {
-        "run_id": run_id,
-        "experiment": settings.name,
-        "purpose": settings.purpose,
-        "contract_sha256": experiment.data_contract.sha256,
-        "tune_fraction": settings.split.tune,
-        "test_fraction": settings.split.test,
-        "participants": experiment.participants,
-        "seed": settings.seed if simulation else None,
+    values = experiment.plan_terms(run_id, simulation=simulation) | {
         "workload": json.dumps(workload),
         "mechanism": privacy.mechanism,
         "noise_multiplier": noise,
@@ -241,22 +234,12 @@ def _check(nodes: Sequence[Path], experiment: Experiment, plan: MapPlan) -> None
 
     They are left out; `DataError` where that is everybody.
     """
-    from clients.node import DataError as NodeDataError
-    from clients.node import open_node
-
     asked = [node for node in nodes if plan.asked_of(experiment.data_contract, node.name).queries]
-    problems: dict[str, list[str]] = {}
-    for folder in asked:
-        try:
-            open_node(folder).check_people(plan)
-        except NodeDataError as error:
-            heading, *each = str(error).splitlines()
-            problems[folder.name] = [line.removeprefix("- ") for line in each] or [heading]
+    problems = table_problems(asked, lambda node: node.check_people(plan))
     if len(problems) == len(asked):
-        alike = list(dict.fromkeys(line for lines in problems.values() for line in lines))
+        alike = dict.fromkeys(line for lines in problems.values() for line in lines)
         raise DataError(*(f"no agency's table can be counted: {line}" for line in alike))
-    for name, lines in problems.items():
-        print(f"fedrisk: {name} is left out: {'; '.join(lines)}", file=sys.stderr)
+    say_left_out(problems)
 
 
 def _run(job: MapJob, nodes: Sequence[Path]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -263,6 +263,27 @@ def check_tables(nodes: Sequence[Path], experiment: Experiment) -> None:
             problems += [f"{folder.name}: {line}" for line in str(error).splitlines()]
     if problems:
         raise DataError(*problems)
+
+
+def table_problems(nodes: Sequence[Path], check: Callable[[Any], None]) -> dict[str, list[str]]:
+    """Simulation only: by agency what is wrong with its table, as `check` finds on the node; nothing where it fits."""
+    from clients.node import DataError as NodeDataError
+    from clients.node import open_node
+
+    problems: dict[str, list[str]] = {}
+    for folder in nodes:
+        try:
+            check(open_node(folder))
+        except NodeDataError as error:
+            heading, *each = str(error).splitlines()
+            problems[folder.name] = [line.removeprefix("- ") for line in each] or [heading]
+    return problems
+
+
+def say_left_out(problems: Mapping[str, Sequence[str]]) -> None:
+    """Agencies that are not asked, because of their tables."""
+    for name, lines in problems.items():
+        print(f"fedrisk: {name} is left out: {'; '.join(lines)}", file=sys.stderr)
 
 
 def _to_put_right(agency: str, heading: str, line: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from experiments.agencies import DataError
 from experiments.config import Study, compose, read
-from experiments.run import log_to_file, new_run_id, with_whole_paths
+from experiments.run import log_to_file, new_run_id, say_left_out, table_problems, with_whole_paths
 from federation.experiment import Experiment, SettingsError, checked
 from federation.privacy import noise_for
 from federation.server.app import run_stats_job
@@ -99,15 +98,7 @@ def stats_plan(
         sigma = noise_for(epsilon, settings.privacy.delta, 1.0, 1)
     except ValueError as error:
         raise SettingsError(f"--epsilon: {error}") from None
-    values = {
-        "run_id": run_id,
-        "experiment": settings.name,
-        "purpose": settings.purpose,
-        "contract_sha256": experiment.data_contract.sha256,
-        "tune_fraction": settings.split.tune,
-        "test_fraction": settings.split.test,
-        "participants": experiment.participants,
-        "seed": settings.seed if simulation else None,
+    values = experiment.plan_terms(run_id, simulation=simulation) | {
         "column": column,
         "sigma": sigma,
         "delta": settings.privacy.delta,
@@ -140,24 +131,15 @@ def _check(nodes: Sequence[Path], experiment: Experiment, column: str) -> None:
 
     They are left out; `DataError` where that is everybody.
     """
-    from clients.node import DataError as NodeDataError
-    from clients.node import open_node
     from federation.stats import holds
 
     kinds = {participant.name: participant.kind for participant in experiment.participants}
     asked = [n for n in nodes if holds(experiment.data_contract, kinds[n.name], column)]
-    problems: dict[str, list[str]] = {}
-    for folder in asked:
-        try:
-            open_node(folder).check_values(column)
-        except NodeDataError as error:
-            heading, *each = str(error).splitlines()
-            problems[folder.name] = [line.removeprefix("- ") for line in each] or [heading]
+    problems = table_problems(asked, lambda node: node.check_values(column))
     if len(problems) == len(asked):
-        alike = list(dict.fromkeys(line for lines in problems.values() for line in lines))
+        alike = dict.fromkeys(line for lines in problems.values() for line in lines)
         raise DataError(*(f"no agency's table can be used: {line}" for line in alike))
-    for name, lines in problems.items():
-        print(f"fedrisk: {name} is left out: {'; '.join(lines)}", file=sys.stderr)
+    say_left_out(problems)
 
 
 def _run(job: StatsJob, nodes: Sequence[Path]) -> dict[str, Any]:

@@ -114,12 +114,17 @@ class MapPlan(Terms):
 
     def asked_of(self, contract: Contract, name: str) -> Workload:
         """What agency `name` answers of the workload: the queries whose columns its kind holds, less `without`."""
-        kind = self.participant(name).kind
-        return self.asked(contract).held_by(contract, kind, self.without.get(name, ()))
+        return self._held(contract, name)[0]
 
     def design_of(self, contract: Contract, name: str) -> Design | None:
         """The release of agency `name`, None where it holds nothing that is asked for."""
-        return _design(self.asked_of(contract, name), contract.unit.rows)
+        return self._held(contract, name)[1]
+
+    def _held(self, contract: Contract, name: str) -> tuple[Workload, Design | None]:
+        participant = self.participant(name)
+        self.asked(contract)  # or it does not fit
+        text, columns = json.dumps(contract.to_dict()), self.without.get(name, ())
+        return _of_kind(self.workload, text, participant.kind, columns)
 
 
 class NotAsked(Agreed):
@@ -152,8 +157,13 @@ def _asked(text: str, contract: Contract) -> Workload:
         raise Refused(Reason.MALFORMED, f"workload: {said}") from None
 
 
-def _design(workload: Workload, rows: int) -> Design | None:
+@functools.lru_cache(maxsize=64)  # agencies of a kind are asked alike, and planning may take seconds
+def _of_kind(
+    text: str, contract: str, kind: str | None, without: tuple[str, ...]
+) -> tuple[Workload, Design | None]:
+    agreed = Contract.from_dict(json.loads(contract))
+    held = _read(text, contract).held_by(agreed, kind, without)
     try:
-        return design(workload, rows) if workload.queries else None
+        return held, design(held, agreed.unit.rows) if held.queries else None
     except WorkloadError as error:
         raise Refused(Reason.MALFORMED, f"workload: {error}") from None

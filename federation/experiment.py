@@ -522,17 +522,27 @@ class Experiment(Agreed):
             "bits": _bits(len(members), share, largest),
         }
 
+    def plan_terms(self, run_id: str, *, simulation: bool) -> dict[str, Any]:
+        """What every plan of this experiment says (`federation.plan.Terms`); the seed in a simulation only."""
+        settings = self.settings
+        return {
+            "run_id": run_id,
+            "experiment": settings.name,
+            "purpose": settings.purpose,
+            "contract_sha256": self.data_contract.sha256,
+            "tune_fraction": settings.split.tune,
+            "test_fraction": settings.split.test,
+            "participants": self.participants,
+            "seed": settings.seed if simulation else None,
+        }
+
     def plan(self, run_id: str, *, simulation: bool) -> TrainPlan:
         """The part of the experiment that agencies see, with σ found for the target ε; `SettingsError` if it cannot be.
 
         In a simulation it carries the seed, in a deployment never.
         """
         settings = self.settings
-        values = {
-            "run_id": run_id,
-            "experiment": settings.name,
-            "purpose": settings.purpose,
-            "contract_sha256": self.data_contract.sha256,
+        values = self.plan_terms(run_id, simulation=simulation) | {
             "model": settings.model,
             "strategy": settings.strategy.name,
             "privacy": self.privacy_plan(),
@@ -541,10 +551,6 @@ class Experiment(Agreed):
             "checkpoints": settings.checkpoint_rounds,
             "edges": self.edges,
             "fairness": settings.fairness.plan(),
-            "tune_fraction": settings.split.tune,
-            "test_fraction": settings.split.test,
-            "participants": self.participants,
-            "seed": settings.seed if simulation else None,
             "registration": None if self.registration is None else self.registration.registered,
             "users": self.users,
         }

@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +15,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from federation import installed, wire
+from federation import wire
 from federation.cohort import CohortPlan, CohortRequest, levels_of
 from federation.experiment import Experiment
 from federation.privacy import pure_epsilon, pure_epsilon_at_several
@@ -41,7 +40,7 @@ from federation.server.exchange import (
     read,
     status_of,
 )
-from federation.server.result import RunFacts
+from federation.server.result import RunFacts, asked_header
 from federation.server.rounds import Heads
 from federation.server.tracking import Tracker
 from models import cohort
@@ -245,19 +244,8 @@ def described(
             None if match is None else _with_missed(pair["shared"], MISSED[match.rule], rule)
         )
     found: dict[str, Any] = {
-        "schema": 1,
+        **asked_header(contract, plan, facts),
         "kind": "cohort",
-        "run_id": facts.run_id,
-        "status": "finished",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fedrisk_version": installed.version(),
-        "experiment": plan.experiment,
-        "purpose": plan.purpose,
-        "engine": facts.engine,
-        "simulation": facts.simulation,
-        "plan_sha256": plan.sha256,
-        "contract": {"name": contract.name, "version": contract.version, "sha256": contract.sha256},
-        "unit": contract.unit.kind,
         "disclosure": rule.to_dict(),
         "level": LEVEL,
         "privacy": _privacy(experiment, plan, facts, charged),

@@ -8,14 +8,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 
-from federation import installed, wire
+from federation import wire
 from federation.demand import MapPlan, MapRequest
 from federation.experiment import Experiment
 from federation.plan import Participant
@@ -33,7 +32,7 @@ from federation.server.exchange import (
     quorum,
     too_few,
 )
-from federation.server.result import RunFacts
+from federation.server.result import RunFacts, asked_header
 from federation.server.rounds import Heads, charged
 from federation.server.tracking import Tracker
 from models.contract import Group
@@ -432,19 +431,8 @@ def _has_other(attribute: Attribute) -> bool:
 def _header(experiment: Experiment, plan: MapPlan, facts: RunFacts) -> dict[str, Any]:
     contract = experiment.data_contract
     return {
-        "schema": 1,
+        **asked_header(contract, plan, facts),
         "kind": "map",
-        "run_id": facts.run_id,
-        "status": "finished",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fedrisk_version": installed.version(),
-        "experiment": plan.experiment,
-        "purpose": plan.purpose,
-        "engine": facts.engine,
-        "simulation": facts.simulation,
-        "plan_sha256": plan.sha256,
-        "contract": {"name": contract.name, "version": contract.version, "sha256": contract.sha256},
-        "unit": contract.unit.kind,
         "disclosure": experiment.settings.evaluation.rule.to_dict(),
         "level": LEVEL,
     }

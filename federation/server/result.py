@@ -18,6 +18,7 @@ import numpy as np
 
 from federation import installed
 from federation.experiment import Experiment
+from federation.plan import Terms
 from federation.privacy import VIEWERS, Viewer, epsilon_at_several, epsilon_by_kind
 from federation.protocol import TrainPlan
 from federation.release import GaussianEvent
@@ -27,6 +28,7 @@ from federation.server.card import score_tables, scoring
 from federation.server.checkpoint import Checkpoint
 from federation.server.users import users_of
 from models.capacity import Capacity, cutoff_within
+from models.contract import Contract
 from models.features import layout
 from models.metrics import summarise
 
@@ -67,6 +69,24 @@ def run_header(
         "plan": json.loads(plan.canonical),
         "agencies": {p.name: json.loads(p.canonical) for p in plan.participants},
         "status": dict(status),
+    }
+
+
+def asked_header(contract: Contract, plan: Terms, facts: RunFacts) -> dict[str, Any]:
+    """How the answer to one question begins (a statistic, a map, a cohort): when, what for, under which contract and plan."""
+    return {
+        "schema": 1,
+        "run_id": facts.run_id,
+        "status": "finished",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fedrisk_version": installed.version(),
+        "experiment": plan.experiment,
+        "purpose": plan.purpose,
+        "engine": facts.engine,
+        "simulation": facts.simulation,
+        "plan_sha256": plan.sha256,
+        "contract": {"name": contract.name, "version": contract.version, "sha256": contract.sha256},
+        "unit": contract.unit.kind,
     }
 
 

@@ -8,7 +8,6 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from federation import installed, wire
+from federation import wire
 from federation.experiment import Experiment
 from federation.plan import Reason
 from federation.privacy import Event, epsilon, epsilon_at_several
 from federation.protocol import Head, Refusal, StatsOrder, StatsPlan, StatsReply
 from federation.server.exchange import NOT_A_REPLY, RunError, ask_until_ready, await_nodes, read, status_of
-from federation.server.result import RunFacts
+from federation.server.result import RunFacts, asked_header
 from federation.server.rounds import Heads
 from federation.stats import StatsRequest, holds
 from models import quantiles
@@ -60,7 +59,8 @@ def run_stats(grid: Grid, job: StatsJob) -> dict[str, Any]:
     if len(tables) < experiment.settings.min_agencies:
         raise RunError(_too_few(experiment, plan, status))
     table = functools.reduce(operator.add, (tables[name] for name in sorted(tables)))
-    return _header(experiment, plan, facts) | {
+    return asked_header(experiment.data_contract, plan, facts) | {
+        "column": plan.column,
         "agencies": {name: _agency(plan, name, found) for name, found in status.items()},
         "privacy": _privacy(experiment, plan, facts, status),
         **described(table, job.request.shares),
@@ -153,25 +153,6 @@ def _too_few(experiment: Experiment, plan: StatsPlan, status: Status) -> str:
 
 
 # --- what it says -------------------------------------------------------------------------------------
-
-
-def _header(experiment: Experiment, plan: StatsPlan, facts: RunFacts) -> dict[str, Any]:
-    contract = experiment.data_contract
-    return {
-        "schema": 1,
-        "run_id": facts.run_id,
-        "status": "finished",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fedrisk_version": installed.version(),
-        "experiment": plan.experiment,
-        "purpose": plan.purpose,
-        "engine": facts.engine,
-        "simulation": facts.simulation,
-        "plan_sha256": plan.sha256,
-        "contract": {"name": contract.name, "version": contract.version, "sha256": contract.sha256},
-        "column": plan.column,
-        "unit": contract.unit.kind,
-    }
 
 
 def _agency(plan: StatsPlan, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
